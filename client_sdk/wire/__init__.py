@@ -1,0 +1,5 @@
+"""What crosses the wire: generated stubs, tensors, spaces, batches and faults.
+
+Both sides use it: the client directly, the policy server for the other direction. Nothing here
+does I/O, and everything may be used from any thread.
+"""

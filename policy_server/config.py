@@ -1,0 +1,167 @@
+"""``PolicyServerConfig``: everything that can be set on a policy server, in one frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from pathlib import Path
+from typing import Any, Literal
+
+ENV_CONFIG_KEY = "policy_server"
+"""Where ``to_env_config`` puts it inside RLlib's ``env_config``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerTls:
+    """Certificates of the server, as paths to PEM files."""
+
+    certificate: str
+    """The server's certificate chain."""
+    key: str
+    """Its private key."""
+    client_ca: str | None = None
+    """Clients must present a certificate signed by this one (mTLS); None: they need none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyServerConfig:
+    """Where a policy server listens, what it admits, and how acting and learning interleave.
+
+    Travels inside RLlib's ``env_config``::
+
+        config.environment(env_config=PolicyServerConfig(port=9900).to_env_config())
+
+    Raises:
+        ValueError: A value is out of range; the message names the field.
+        TypeError: A key is unknown.
+    """
+
+    host: str = "127.0.0.1"
+    """Interface to listen on. Anything but loopback needs ``tls`` and ``token``, or ``insecure``."""
+    port: int = 9900
+    """TCP port; 0 takes a free one."""
+    address_file: str | None = None
+    """The bound HOST:PORT is written here, atomically, once the server answers."""
+    token: str | None = dataclasses.field(default=None, repr=False)
+    """Bearer token that every call must carry; None: none is asked for."""
+    tls: ServerTls | None = None
+    """Certificates; None: plaintext."""
+    insecure: bool = False
+    """Listen beyond loopback without TLS and token all the same."""
+
+    while_learning: Literal["auto", "hold", "serve"] = "auto"
+    """What happens to actions for training episodes while RLlib learns: ``"hold"`` delays them until
+    the next ``sample()`` or a newer policy, ``"serve"`` goes on under the newest policy. ``"auto"``
+    is hold for synchronous on-policy algorithms (PPO) and serve for the others."""
+    hold_timeout_s: float = 20.0
+    """A held request is answered NOT_READY after this long; asking again is safe."""
+    max_policy_lag: int | None | Literal["auto"] = "auto"
+    """Experience that many versions old or older still counts at hand-over, anything older is
+    discarded; None: no limit. ``"auto"`` is 1 for on-policy algorithms, no limit for the others."""
+    when_full: Literal["wait", "discard"] = "wait"
+    """When the buffer is full: delay answers, or drop the oldest experience."""
+    wait_timeout_s: float = 20.0
+    """An answer delayed by a full buffer becomes RESOURCE_EXHAUSTED after this long."""
+    buffer_fragments: float = 2.0
+    """Size of the experience buffer in fragments of ``sample()``; running episodes count."""
+    sample_wait_s: float = 3.0
+    """``sample()`` returns what is there after this long."""
+
+    lease_s: float = 30.0
+    """A session that nobody named for this long ends; its episodes are truncated."""
+    max_sessions: int = 1024
+    """Connected clients."""
+    max_open_episodes_per_session: int = 4096
+    """Running episodes of one client."""
+    max_open_episodes: int = 16384
+    """Running episodes of all clients."""
+    max_rows_per_request: int = 4096
+    """Rows in one request, all groups together."""
+    max_message_bytes: int = 64 * 1024 * 1024
+    """One request or answer."""
+    keepalive_s: float = 10.0
+    """A silent connection is probed this often, and given up after as long again without answer."""
+    drain_s: float = 2.0
+    """How long calls under way may finish when the server stops."""
+    client_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Told to every client as ``client.config``: level, difficulty, frame skip. JSON values."""
+
+    def __post_init__(self) -> None:
+        def check(condition: bool, field: str, expected: str) -> None:
+            if not condition:
+                raise ValueError(
+                    f"PolicyServerConfig.{field}: expected {expected}, got {getattr(self, field)!r}"
+                )
+
+        check(0 <= self.port <= 65535, "port", "0 to 65535")
+        check(
+            self.while_learning in ("auto", "hold", "serve"),
+            "while_learning",
+            '"auto", "hold" or "serve"',
+        )
+        check(self.when_full in ("wait", "discard"), "when_full", '"wait" or "discard"')
+        lag = self.max_policy_lag
+        check(
+            lag is None or lag == "auto" or (isinstance(lag, int) and lag >= 0),
+            "max_policy_lag",
+            'a number of versions, None or "auto"',
+        )
+        for field in (
+            "hold_timeout_s",
+            "wait_timeout_s",
+            "sample_wait_s",
+            "lease_s",
+            "keepalive_s",
+        ):
+            check(getattr(self, field) > 0, field, "a positive number of seconds")
+        check(self.drain_s >= 0, "drain_s", "a number of seconds, not negative")
+        check(self.buffer_fragments >= 1, "buffer_fragments", "at least 1")
+        for field in (
+            "max_sessions",
+            "max_open_episodes_per_session",
+            "max_open_episodes",
+            "max_rows_per_request",
+            "max_message_bytes",
+        ):
+            check(getattr(self, field) > 0, field, "at least 1")
+        if isinstance(self.tls, dict):  # after a trip through JSON
+            object.__setattr__(self, "tls", ServerTls(**self.tls))
+        for path in (self.tls.certificate, self.tls.key) if self.tls else ():
+            if not Path(path).is_file():
+                raise ValueError(f"PolicyServerConfig.tls: no such file: {path}")
+        if not (is_loopback(self.host) or self.insecure or (self.tls and self.token)):
+            raise ValueError(
+                f"PolicyServerConfig.host: listening on {self.host!r} without TLS and a token lets "
+                "anyone on that network drive the training. Set tls= and token=, or insecure=True "
+                "(--insecure) if the network itself is trusted."
+            )
+
+    def to_env_config(self) -> dict[str, Any]:
+        """The ``env_config`` that carries this configuration through RLlib."""
+        return {ENV_CONFIG_KEY: dataclasses.asdict(self)}
+
+    @classmethod
+    def from_env_config(cls, env_config: dict[str, Any]) -> PolicyServerConfig:
+        """What ``to_env_config`` made; the defaults where nothing was set.
+
+        Raises:
+            ValueError: An unknown key, named.
+        """
+        values = dict(env_config.get(ENV_CONFIG_KEY, {}))
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(
+                f'env_config["{ENV_CONFIG_KEY}"]: unknown key {unknown[0]!r}; '
+                f"known keys: {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to that host name or address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,144 @@
+"""Experience on its way from the server's loop to ``sample()``.
+
+Everything here is made by the loop thread and handed over whole: after
+``ExperienceBuffer.put`` the actor thread owns a chunk, and the loop keeps no reference to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from client_sdk.wire.batches import Columns
+
+
+class Policy(Protocol):
+    """One version of the policy: immutable once published, shared by all threads."""
+
+    version: int
+
+    def infer(
+        self, observations: Columns, greedy: NDArray[np.bool_], contexts: Sequence[RowContext]
+    ) -> InferredBatch:
+        """Choose an action for each row.
+
+        Args:
+            observations: Raw observations by leaf, each ``[N, ...]``.
+            greedy: ``[N]``; take the likeliest action instead of sampling.
+            contexts: ``[N]``; what the policy remembers of each row's agent.
+        """
+        ...
+
+
+class RowContext:
+    """What inference may keep of one agent between its steps. Loop thread only.
+
+    Attributes:
+        reward: Earned since the agent's previous action; set before each inference.
+        memory: The engine's own (recurrent state, a shadow episode); None at the first step.
+    """
+
+    __slots__ = ("memory", "reward")
+
+    def __init__(self) -> None:
+        self.reward = 0.0
+        self.memory: Any = None
+
+
+class InferredBatch:
+    """The rows of one inference, kept as columns. Rows of it are recorded by reference.
+
+    Attributes:
+        policy: The version that chose the actions.
+        observations: What it saw, raw, by leaf: ``[N, ...]``.
+        actions: As the module gave them, by leaf of the action space: ``[N, ...]``; what is learnt
+            from.
+        env_actions: As the application executes them (unsquashed, clipped, shifted).
+        outputs: Further outputs by name, each ``[N, ...]``: ``action_logp``,
+            ``action_dist_inputs``; nested ones with "/": ``state_out/h``.
+    """
+
+    __slots__ = ("actions", "env_actions", "observations", "outputs", "policy")
+
+    def __init__(
+        self,
+        policy: Policy,
+        observations: Columns,
+        actions: Columns,
+        env_actions: Columns,
+        outputs: dict[str, NDArray[Any]],
+    ) -> None:
+        self.policy = policy
+        self.observations = observations
+        self.actions = actions
+        self.env_actions = env_actions
+        self.outputs = outputs
+
+
+class EpisodeIdentity:
+    """Who an episode is for RLlib; one per running agent. Actor thread only, once a chunk is out.
+
+    Attributes:
+        label: The application's name for it; for logs only.
+        memory: The hand-over's own: RLlib's id, ``t_started``, lookback. None at the first chunk.
+    """
+
+    __slots__ = ("label", "memory")
+
+    def __init__(self, label: str = "") -> None:
+        self.label = label
+        self.memory: Any = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EpisodeEnd:
+    """What is reported of a finished episode."""
+
+    episode_return: float
+    """Sum of all rewards."""
+    length: int
+    """Steps taken, T."""
+    duration_s: float
+    """From the first row to the last, on the server's clock."""
+    metrics: dict[str, float]
+    """The application's own numbers."""
+    reported: bool = True
+    """False for one whose beginning is not known here, so that its return would mislead."""
+
+
+@dataclasses.dataclass(slots=True)
+class Chunk:
+    """Consecutive steps of one agent under one policy version.
+
+    ``T = len(rows)`` is at least 1, except where ``end`` alone is to be reported.
+    """
+
+    identity: EpisodeIdentity
+    agent: str
+    policy: Policy
+    """Chose all its actions (or would have, for logged ones)."""
+    rows: list[tuple[InferredBatch, int]]
+    """[T] Which row of which inference each step is."""
+    rewards: list[float]
+    """[T] Earned by each step's action."""
+    last_observation: Columns
+    """Where the last step led, by leaf: ``[1, ...]``."""
+    terminated: bool = False
+    truncated: bool = False
+    """True where the episode was cut off from outside; both False where it goes on."""
+    logged: list[int] = dataclasses.field(default_factory=list)
+    """Indices of steps that the application chose itself."""
+    training: bool = True
+    """False for evaluation: reported, never learnt from."""
+    end: EpisodeEnd | None = None
+    """Present in an episode's last chunk."""
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.rows)
