@@ -128,6 +128,9 @@ class Chunk:
     """[T] Earned by each step's action."""
     last_observation: Columns
     """Where the last step led, by leaf: ``[1, ...]``."""
+    first_step: int = 0
+    """The agent's own count of steps at ``rows[0]``. A chunk that does not continue where the one
+    before it stopped follows a loss, and must not be joined to it."""
     terminated: bool = False
     truncated: bool = False
     """True where the episode was cut off from outside; both False where it goes on."""

@@ -1,0 +1,254 @@
+"""The bounded way of experience from the server's loop to ``sample()``.
+
+One of the two seams between threads: the loop puts chunks in, the actor thread collects them.
+Everything shared is guarded by one lock. Steps of running episodes stay with the loop, which only
+tells how many there are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from policy_server.experience import Chunk
+
+_CUT_WAIT_S = 1.0
+"""How long ``collect`` waits for the loop to cut running episodes; a healthy loop needs 1 ms."""
+
+
+class Ledger:
+    """Where every step went: received = delivered + discarded + held. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._received = 0
+        self._delivered = 0
+        self._discarded: Counter[str] = Counter()
+
+    def receive(self, steps: int) -> None:
+        """Steps came in from a client."""
+        with self._lock:
+            self._received += steps
+
+    def deliver(self, steps: int) -> None:
+        """Steps were handed to RLlib."""
+        with self._lock:
+            self._delivered += steps
+
+    def discard(self, reason: str, steps: int) -> None:
+        """Steps will never reach the learner."""
+        if steps:
+            with self._lock:
+                self._discarded[reason] += steps
+
+    def snapshot(self) -> dict[str, int]:
+        """``received``, ``delivered`` and ``discarded_REASON``, of one moment."""
+        with self._lock:
+            return {
+                "received": self._received,
+                "delivered": self._delivered,
+                **{f"discarded_{reason}": n for reason, n in self._discarded.items()},
+            }
+
+
+class _Demand:
+    """What one ``collect`` call asks for."""
+
+    __slots__ = ("flush", "met", "steps")
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.flush = False  # time is up: cut and hand over what is there
+        self.met = False
+
+
+class ExperienceBuffer:
+    """Chunks waiting for ``sample()``, at most ``capacity_steps`` with those of running episodes.
+
+    The actor thread loops over::
+
+        chunks = buffer.collect(steps=4000, timeout_s=3.0, idle_timeout_s=0.1)
+
+    and the loop, after each message::
+
+        buffer.running(steps_in_running_episodes, sessions)
+        if buffer.wants_cut():
+            buffer.deliver_cut(cut_all_running_episodes())
+
+    Attributes:
+        ledger: Where every step went.
+        complete_episodes: Running episodes are never cut (RLlib's ``batch_mode``).
+    """
+
+    def __init__(
+        self,
+        capacity_steps: int,
+        when_full: Literal["wait", "discard"] = "wait",
+        *,
+        complete_episodes: bool = False,
+    ) -> None:
+        self.ledger = Ledger()
+        self.complete_episodes = complete_episodes
+        self._capacity = capacity_steps
+        self._discards = when_full == "discard"
+        self._changed = threading.Condition()
+        self._chunks: deque[Chunk] = deque()
+        self._buffered = 0
+        self._running = 0
+        self._sessions = 0
+        self._demand: _Demand | None = None
+        self._wake_loop: Callable[[], None] = lambda: None
+        self._closed = False
+
+    # Actor thread.
+
+    def collect(self, steps: int, *, timeout_s: float, idle_timeout_s: float) -> list[Chunk]:
+        """Wait for experience and take it, oldest first.
+
+        Args:
+            steps: Return as soon as that many can be had, cutting running episodes for it.
+            timeout_s: Return what there is after this long.
+            idle_timeout_s: The same while no client is connected.
+
+        Returns:
+            Chunks of about ``steps`` steps in all: at most one chunk more. Neither delivered nor
+            discarded yet in the ledger. Also chunks without steps, which only report an end.
+        """
+        begin = time.monotonic()
+        demand = _Demand(max(1, steps))
+        with self._changed:
+            self._demand = demand
+        self._wake_loop()
+        with self._changed:
+            while not demand.met and not self._closed:
+                limit = timeout_s if self._sessions else min(idle_timeout_s, timeout_s)
+                left = begin + limit + (_CUT_WAIT_S if demand.flush else 0.0) - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                elif demand.flush or not self._running:
+                    break
+                else:
+                    demand.flush = True
+                    self._wake_loop()
+            taken = self._take(demand.steps)
+            self._demand = None
+        # There is room again, and in hold mode the gate is closed now.
+        self._wake_loop()
+        return taken
+
+    def _take(self, steps: int) -> list[Chunk]:
+        taken = []
+        count = 0
+        while self._chunks and (count < steps or not self._chunks[0].steps):
+            chunk = self._chunks.popleft()
+            count += chunk.steps
+            taken.append(chunk)
+        self._buffered -= count
+        return taken
+
+    # Loop thread.
+
+    def attach(self, wake_loop: Callable[[], None]) -> None:
+        """Name what wakes the loop from another thread, after a demand or a hand-over."""
+        self._wake_loop = wake_loop
+
+    def running(self, steps: int, sessions: int) -> None:
+        """Tell how many steps running episodes hold, and how many clients are connected."""
+        if sessions != self._sessions:
+            with self._changed:
+                self._running, self._sessions = steps, sessions
+                self._changed.notify_all()
+        else:
+            self._running = steps
+
+    def put(self, chunks: Iterable[Chunk]) -> None:
+        """Append chunks; meets a demand if they suffice. Drops the oldest if that is the rule."""
+        with self._changed:
+            self._append(chunks)
+            demand = self._demand
+            if demand is not None and self._buffered >= demand.steps:
+                demand.met = True
+                self._changed.notify_all()
+
+    def deliver_cut(self, chunks: Iterable[Chunk]) -> None:
+        """Append what was cut on demand; the demand is met with what there is now."""
+        with self._changed:
+            self._append(chunks)
+            if self._demand is not None:
+                self._demand.met = True
+                self._changed.notify_all()
+
+    def _append(self, chunks: Iterable[Chunk]) -> None:
+        for chunk in chunks:
+            self._chunks.append(chunk)
+            self._buffered += chunk.steps
+        if self._closed:
+            self._drop(self._buffered, "shutdown")
+        elif self._discards and self._buffered > self._capacity:
+            self._drop(self._buffered - self._capacity, "full")
+
+    def _drop(self, steps: int, reason: str) -> None:
+        dropped = 0
+        kept_ends = []
+        while self._chunks and dropped < steps:
+            chunk = self._chunks.popleft()
+            dropped += chunk.steps
+            if chunk.end is not None:
+                # Its return is still worth reporting; only the steps go.
+                chunk.rows, chunk.rewards, chunk.logged = [], [], []
+                kept_ends.append(chunk)
+        self._chunks.extendleft(reversed(kept_ends))
+        self._buffered -= dropped
+        self.ledger.discard(reason, dropped)
+
+    def wants_cut(self) -> bool:
+        """Whether running episodes should be cut now, to meet a demand or to make room."""
+        if self.complete_episodes:
+            return False
+        demand = self._demand
+        if demand is not None and not demand.met:
+            return demand.flush or self._buffered + self._running >= demand.steps
+        return self._discards and self._buffered + self._running > self._capacity
+
+    def flushed_whole(self) -> bool:
+        """Whether a demand ran out of time where running episodes may not be cut."""
+        demand = self._demand
+        return self.complete_episodes and demand is not None and demand.flush and not demand.met
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a ``collect`` call is waiting for more."""
+        demand = self._demand
+        return demand is not None and not demand.met
+
+    @property
+    def full(self) -> bool:
+        """Whether further steps have to wait."""
+        if self._discards:
+            return False
+        # A running episode that may not be cut must be able to reach its end.
+        running = 0 if self.complete_episodes else self._running
+        return self._buffered + running >= self._capacity
+
+    # Any thread.
+
+    @property
+    def held(self) -> int:
+        """Steps received and neither delivered nor discarded, running episodes included."""
+        with self._changed:
+            return self._buffered + self._running
+
+    @property
+    def capacity_steps(self) -> int:
+        """How many steps fit in."""
+        return self._capacity
+
+    def close(self) -> None:
+        """Discard what is left, now and from now on; releases a waiting ``collect``."""
+        with self._changed:
+            self._closed = True
+            self._drop(self._buffered, "shutdown")
+            self._changed.notify_all()
