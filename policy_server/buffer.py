@@ -18,6 +18,9 @@ from policy_server.experience import Chunk
 _CUT_WAIT_S = 1.0
 """How long ``collect`` waits for the loop to cut running episodes; a healthy loop needs 1 ms."""
 
+_MAX_KEPT_ENDS = 1000
+"""Ends of dropped episodes that are still reported; a bound for a ``sample()`` that never comes."""
+
 
 class Ledger:
     """Where every step went: received = delivered + discarded + held. Any thread."""
@@ -200,7 +203,7 @@ class ExperienceBuffer:
                 # Its return is still worth reporting; only the steps go.
                 chunk.rows, chunk.rewards, chunk.logged = [], [], []
                 kept_ends.append(chunk)
-        self._chunks.extendleft(reversed(kept_ends))
+        self._chunks.extendleft(reversed(kept_ends[-_MAX_KEPT_ENDS:]))
         self._buffered -= dropped
         self.ledger.discard(reason, dropped)
 

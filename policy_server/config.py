@@ -55,7 +55,7 @@ class PolicyServerConfig:
     is hold for synchronous on-policy algorithms (PPO) and serve for the others."""
     hold_timeout_s: float = 20.0
     """A held request is answered NOT_READY after this long; asking again is safe."""
-    max_policy_lag: int | None | Literal["auto"] = "auto"
+    max_policy_lag: int | Literal["auto"] | None = "auto"
     """Experience that many versions old or older still counts at hand-over, anything older is
     discarded; None: no limit. ``"auto"`` is 1 for on-policy algorithms, no limit for the others."""
     when_full: Literal["wait", "discard"] = "wait"
@@ -102,7 +102,7 @@ class PolicyServerConfig:
         check(self.when_full in ("wait", "discard"), "when_full", '"wait" or "discard"')
         lag = self.max_policy_lag
         check(
-            lag is None or lag == "auto" or (isinstance(lag, int) and lag >= 0),
+            lag in (None, "auto") or (isinstance(lag, int) and lag >= 0),
             "max_policy_lag",
             'a number of versions, None or "auto"',
         )

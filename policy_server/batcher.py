@@ -1,0 +1,292 @@
+"""Rows into batches: whatever waits when the engine is free is one inference.
+
+Loop thread only. There is no timer on the idle path: the first row of a loop iteration schedules
+a run for the end of that iteration, and everything that arrived meanwhile goes along.
+
+Rows of training episodes pass a gate: in hold mode it is open while ``sample()`` wants experience,
+and closed in either mode while the buffer is full. Asks that wait there are released by the next
+demand, by room, or in hold mode once by a newer policy; else they time out and may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.wire.faults import Fault, Reason
+from policy_server.buffer import ExperienceBuffer
+from policy_server.episodes import AgentTrack, EpisodeStore
+from policy_server.experience import InferredBatch, Policy, RowContext
+from policy_server.faults import incidents
+
+if TYPE_CHECKING:
+    from client_sdk.wire.batches import Columns
+    from policy_server.policy_store import PolicyStore
+
+_RETRY_AFTER_S = 0.1
+"""Told to clients that had to wait too long; they have waited already."""
+
+
+class Rows:
+    """Rows that await an action together, with their observations as columns.
+
+    Attributes:
+        tracks: ``[N]`` whose rows they are.
+        observations: ``[N, ...]`` by leaf.
+        greedy: ``[N]`` take the likeliest action.
+        logged: Puts the application's own actions in place of the chosen ones; None to ask.
+        batch: The inference that answered them, None until then; they are its rows from
+            ``start`` on.
+    """
+
+    __slots__ = ("batch", "contexts", "greedy", "logged", "observations", "start", "tracks")
+
+    def __init__(
+        self,
+        tracks: list[AgentTrack],
+        observations: Columns,
+        logged: Callable[[InferredBatch], InferredBatch] | None = None,
+    ) -> None:
+        self.tracks = tracks
+        self.observations = observations
+        self.contexts: list[RowContext] = [track.context for track in tracks]
+        self.greedy: NDArray[np.bool_] = np.array(
+            [track.episode.options.greedy for track in tracks], np.bool_
+        )
+        self.logged = logged
+        self.batch: InferredBatch | None = None
+        self.start = 0
+
+
+class Ask:
+    """What one request still waits for; ``done`` is called once, with a fault or with None.
+
+    Attributes:
+        rows: Its own rows; repeats of rows that another request brought are not among them.
+        missing: Rows not answered yet, those repeats included.
+        gated: Some row is a training episode's and has to pass the gate.
+        deadline_s: When waiting at the gate ends, on the loop's clock.
+    """
+
+    __slots__ = ("_done", "deadline_s", "gated", "missing", "rows")
+
+    def __init__(self, done: Callable[[Fault | None], None]) -> None:
+        self.rows: list[Rows] = []
+        self.missing = 0
+        self.gated = False
+        self.deadline_s = 0.0
+        self._done: Callable[[Fault | None], None] | None = done
+
+    def add(self, rows: Rows) -> None:
+        """Ask for actions for these rows too."""
+        self.rows.append(rows)
+        self.missing += len(rows.tracks)
+
+    def join(self, track: AgentTrack) -> None:
+        """Wait for a row that another request is asking for already."""
+        self.missing += 1
+        track.waiters.append(self._joined)
+
+    def _joined(self, fault: Fault | None) -> None:
+        if fault is None:
+            self.arrived(1)
+        else:
+            self.finish(fault)
+
+    def arrived(self, count: int) -> None:
+        """That many of its rows were answered."""
+        self.missing -= count
+        if self.missing <= 0:
+            self.finish(None)
+
+    def finish(self, fault: Fault | None) -> None:
+        """Answer the request; later news is ignored."""
+        done, self._done = self._done, None
+        if done is not None:
+            done(fault)
+
+
+class Batcher:
+    """Collects asks and runs the policy over them.
+
+    Attributes:
+        batches: Inferences so far.
+        actions: Rows answered by them.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        policies: PolicyStore,
+        buffer: ExperienceBuffer,
+        store: EpisodeStore,
+        *,
+        hold: bool,
+        hold_timeout_s: float,
+        wait_timeout_s: float,
+    ) -> None:
+        self._loop = loop
+        self._policies = policies
+        self._buffer = buffer
+        self._store = store
+        self._hold = hold
+        self._hold_timeout_s = hold_timeout_s
+        self._wait_timeout_s = wait_timeout_s
+        self._ready: list[Ask] = []
+        self._gated: deque[Ask] = deque()
+        self._scheduled = False
+        self.batches = 0
+        self.actions = 0
+
+    @property
+    def gate_open(self) -> bool:
+        """Whether training episodes get actions now."""
+        if self._hold:
+            return self._buffer.wanted
+        return not self._buffer.full
+
+    @property
+    def waiting(self) -> int:
+        """Requests held at the gate."""
+        return len(self._gated)
+
+    def submit(self, ask: Ask) -> None:
+        """Answer an ask as soon as may be. Its tracks are queued until then."""
+        if ask.gated and not self.gate_open:
+            timeout_s = self._hold_timeout_s if self._hold else self._wait_timeout_s
+            ask.deadline_s = self._loop.time() + timeout_s
+            self._gated.append(ask)
+            return
+        self._ready.append(ask)
+        self._schedule()
+
+    def open_gate(self) -> None:
+        """Something changed: let waiting asks through if they may."""
+        if self._gated and self.gate_open:
+            self._ready.extend(self._gated)
+            self._gated.clear()
+            self._schedule()
+
+    def policy_arrived(self) -> None:
+        """A newer policy is there: held asks get one action each under it."""
+        if self._hold and self._gated:
+            self._ready.extend(self._gated)
+            self._gated.clear()
+            self._schedule()
+
+    def expire(self) -> None:
+        """Give up asks that have waited too long; their rows stay and may be asked again."""
+        now = self._loop.time()
+        while self._gated and self._gated[0].deadline_s <= now:
+            ask = self._gated.popleft()
+            if self._hold:
+                fault = Fault(
+                    Reason.NOT_READY,
+                    "actions are held back while RLlib learns; ask again",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+            else:
+                fault = Fault(
+                    Reason.LIMIT_EXCEEDED,
+                    f"the experience buffer is full ({self._buffer.capacity_steps} steps, "
+                    f"buffer_fragments) and nothing was taken for wait_timeout_s="
+                    f"{self._wait_timeout_s:g}; ask again, or set when_full='discard'",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+            self._give_up(ask, fault)
+
+    def cancel(self, fault: Fault) -> None:
+        """Answer all that waits with an error."""
+        asks = [*self._gated, *self._ready]
+        self._gated.clear()
+        self._ready.clear()
+        for ask in asks:
+            self._give_up(ask, fault)
+
+    def withdraw(self, ask: Ask) -> None:
+        """The client went away: its rows stay, but nobody waits for the answer."""
+        try:
+            self._gated.remove(ask)
+        except ValueError:
+            return
+        self._give_up(ask, Fault(Reason.NOT_READY, "cancelled"))
+
+    def _give_up(self, ask: Ask, fault: Fault) -> None:
+        for rows in ask.rows:
+            for track in rows.tracks:
+                track.queued = False
+                waiters, track.waiters = track.waiters, []
+                for waiter in waiters:
+                    waiter(fault)
+        ask.finish(fault)
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        asks, self._ready = self._ready, []
+        policy = self._policies.current
+        if policy is None:
+            fault = Fault(
+                Reason.NOT_READY,
+                "no policy yet: RLlib has not sent its first weights; ask again",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+            for ask in asks:
+                self._give_up(ask, fault)
+            return
+        try:
+            # One policy for the whole run: no batch mixes two versions.
+            asked = [rows for ask in asks for rows in ask.rows if rows.logged is None]
+            if asked:
+                self._infer(policy, asked)
+            for ask in asks:
+                for rows in ask.rows:
+                    if rows.logged is not None:
+                        self._infer(policy, [rows])
+        except Exception as error:  # the engine's bug must not end the loop
+            fault = incidents.record("inference failed", error)
+            for ask in asks:
+                self._give_up(ask, fault)
+            return
+        for ask in asks:
+            ask.arrived(sum(len(rows.tracks) for rows in ask.rows))
+
+    def _infer(self, policy: Policy, parts: Sequence[Rows]) -> None:
+        if len(parts) == 1:
+            (only,) = parts
+            batch = policy.infer(only.observations, only.greedy, only.contexts)
+            if only.logged is not None:
+                batch = only.logged(batch)
+        else:
+            batch = policy.infer(
+                {
+                    path: np.concatenate([part.observations[path] for part in parts])
+                    for path in parts[0].observations
+                },
+                np.concatenate([part.greedy for part in parts]),
+                [context for part in parts for context in part.contexts],
+            )
+        row = 0
+        cut_before = self._store.cut_before
+        for part in parts:
+            part.batch, part.start = batch, row
+            logged = part.logged is not None
+            for track in part.tracks:
+                cut_before(track, batch)
+                track.answer(batch, row, logged=logged)
+                row += 1
+                if track.waiters:
+                    waiters, track.waiters = track.waiters, []
+                    for waiter in waiters:
+                        waiter(None)
+        self.batches += 1
+        self.actions += row

@@ -1,0 +1,424 @@
+"""What is running: records rows of clients' episodes and cuts them into chunks.
+
+Loop thread only. No I/O and no inference here: recording a row either answers it from memory (a
+repeat), refuses it, or leaves it *awaiting* an action that the batcher brings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from client_sdk.wire.faults import Fault, Reason
+from policy_server.buffer import ExperienceBuffer
+from policy_server.experience import Chunk, EpisodeEnd, EpisodeIdentity, InferredBatch, RowContext
+
+if TYPE_CHECKING:
+    from client_sdk.wire.batches import Columns
+
+RUNNING, TERMINATED, TRUNCATED, ABANDONED = 1, 2, 3, 4
+"""``StepStatus`` of the contract; 0, unspecified, is read as running."""
+
+_MAX_REMEMBERED_ENDS = 100_000
+"""Ended episodes of one session whose end can still be repeated; older ones are forgotten first."""
+
+
+class EpisodeOptions:
+    """How an episode was announced; the defaults if it was not."""
+
+    __slots__ = ("greedy", "label", "resumed", "training")
+
+    def __init__(
+        self,
+        *,
+        label: str = "",
+        evaluation: bool = False,
+        greedy: bool = False,
+        resumed: bool = False,
+    ) -> None:
+        self.label = label
+        self.training = not (evaluation or greedy)
+        self.greedy = greedy
+        self.resumed = resumed
+
+
+DEFAULT_OPTIONS = EpisodeOptions()
+
+
+class AgentTrack:
+    """One running agent: its last row, and the steps of its current chunk.
+
+    A step becomes complete when the next row tells its reward. ``rows`` therefore holds one entry
+    more than ``rewards``, unless the last row still awaits its action.
+    """
+
+    __slots__ = (
+        "agent",
+        "awaiting",
+        "context",
+        "episode",
+        "first_step",
+        "identity",
+        "last",
+        "logged",
+        "queued",
+        "rewards",
+        "rows",
+        "step",
+        "waiters",
+    )
+
+    def __init__(self, episode: Episode, agent: str) -> None:
+        self.episode = episode
+        self.agent = agent
+        self.identity = EpisodeIdentity(episode.options.label)
+        self.context = RowContext()
+        self.step = -1
+        # Where the last row's observation is kept while no action has been chosen for it.
+        self.awaiting: tuple[Columns, int] | None = None
+        self.queued = False  # with the batcher, which will answer it
+        # Repeats of the last row that came while it was queued.
+        self.waiters: list[Callable[[Fault | None], None]] = []
+        self.last: tuple[InferredBatch, int] | None = None  # answers a repeat of the last row
+        self.rows: list[tuple[InferredBatch, int]] = []
+        self.rewards: list[float] = []
+        self.first_step = 0
+        self.logged: list[int] = []
+
+    def answer(self, batch: InferredBatch, row: int, *, logged: bool = False) -> None:
+        """The awaited action was chosen."""
+        self.awaiting = None
+        self.queued = False
+        self.last = (batch, row)
+        if self.episode.options.training:
+            if logged:
+                self.logged.append(len(self.rows))
+            self.rows.append(self.last)
+
+    def last_observation(self) -> Columns:
+        """Of the last row, ``[1, ...]`` by leaf."""
+        if self.awaiting is not None:
+            columns, row = self.awaiting
+        else:
+            batch, row = self.last  # type: ignore[misc]  # a recorded row is one or the other
+            columns = batch.observations
+        return {path: values[row : row + 1] for path, values in columns.items()}
+
+    def take_chunk(self, last_observation: Columns) -> Chunk | None:
+        """The complete steps so far as a chunk; the next one starts where it stops."""
+        steps = len(self.rewards)
+        if not steps:
+            return None
+        acting = self.rows[steps:]
+        chunk = Chunk(
+            identity=self.identity,
+            agent=self.agent,
+            policy=self.rows[0][0].policy,
+            rows=self.rows[:steps],
+            rewards=self.rewards,
+            last_observation=last_observation,
+            first_step=self.first_step,
+            logged=[i for i in self.logged if i < steps],
+        )
+        self.logged = [i - steps for i in self.logged if i >= steps]
+        self.rows, self.rewards = acting, []
+        self.first_step += steps
+        return chunk
+
+
+class Episode:
+    """One run from reset to end, of one or several agents."""
+
+    __slots__ = ("begin_s", "length", "metrics", "number", "options", "return_", "tracks")
+
+    def __init__(self, number: int, options: EpisodeOptions, now_s: float) -> None:
+        self.number = number
+        self.options = options
+        self.begin_s = now_s
+        self.return_ = 0.0
+        self.length = 0
+        self.metrics: dict[str, float] = {}
+        self.tracks: dict[str, AgentTrack] = {}
+
+    def end(self, now_s: float, *, reported: bool = True) -> EpisodeEnd:
+        """What to report of it."""
+        return EpisodeEnd(
+            episode_return=self.return_,
+            length=self.length,
+            duration_s=now_s - self.begin_s,
+            metrics=self.metrics,
+            reported=reported and not self.options.resumed,
+        )
+
+
+class EpisodeBook:
+    """The episodes of one session: announced, running, and for a lease, ended.
+
+    Attributes:
+        running: By the client's own number.
+    """
+
+    def __init__(self, store: EpisodeStore) -> None:
+        self._store = store
+        self.running: dict[int, Episode] = {}
+        self._announced: dict[int, EpisodeOptions] = {}
+        # How each episode ended, for repeats of its last row: (step, status, when).
+        self._ended: OrderedDict[tuple[int, str], tuple[int, int, float]] = OrderedDict()
+
+    @property
+    def open_episodes(self) -> int:
+        """Announced and running."""
+        return len(self.running) + len(self._announced)
+
+    def announce(self, number: int, options: EpisodeOptions) -> None:
+        """Options of an episode to come; a repeat changes nothing."""
+        if number not in self.running and (number, "") not in self._ended:
+            self._announced[number] = options
+
+    def check_room(self, announced: int) -> None:
+        """Refuse announcements beyond the caps.
+
+        Raises:
+            Fault: LIMIT_EXCEEDED naming the setting.
+        """
+        self._store.check_room(self.open_episodes, announced)
+
+    def start(self, number: int, agent: str, step: int, field: str) -> AgentTrack:
+        """The track of an agent's first row.
+
+        Raises:
+            Fault: The episode is not known here, has ended, or there are too many.
+        """
+        if (number, agent) in self._ended:
+            raise Fault(
+                Reason.EPISODE_ENDED,
+                f"episode {number} has ended; start another one under a new number",
+                field,
+            )
+        if step != 0:
+            raise Fault(
+                Reason.UNKNOWN_EPISODE,
+                f"episode {number} is not running in this session but the row is its step {step}: "
+                "it was never started, has expired, or the server was restarted since. "
+                "Start a new episode",
+                field,
+            )
+        episode = self.running.get(number)
+        if episode is None:
+            options = self._announced.get(number)
+            if options is None:
+                self.check_room(1)
+                options = DEFAULT_OPTIONS
+            else:
+                del self._announced[number]
+            episode = Episode(number, options, self._store.clock())
+            self.running[number] = episode
+            self._store.count_open(1)
+        track = episode.tracks[agent] = AgentTrack(episode, agent)
+        return track
+
+    def note_metrics(self, number: int, values: Mapping[str, float]) -> None:
+        """The application's own numbers of a running episode; unknown episodes are ignored."""
+        episode = self.running.get(number)
+        if episode is not None:
+            episode.metrics.update(values)
+
+    def ended_like(self, number: int, agent: str, step: int, status: int) -> bool:
+        """Whether this very end was recorded before."""
+        ended = self._ended.get((number, agent))
+        return ended is not None and ended[0] == step and ended[1] == status
+
+    def observe(self, track: AgentTrack, step: int, reward: float) -> None:
+        """Count the step that the previous action of this agent completes."""
+        episode = track.episode
+        track.step = step
+        track.context.reward = reward
+        if step == 0:
+            return
+        episode.return_ += reward
+        episode.length += 1
+        self._store.received += 1
+        if episode.options.training:
+            track.rewards.append(reward)
+            self._store.running_steps += 1
+        else:
+            self._store.evaluation_steps += 1
+
+    def end(
+        self, track: AgentTrack, step: int, status: int, reward: float, last: Columns | None
+    ) -> None:
+        """Record an agent's last row."""
+        if status == ABANDONED:
+            status_learnt = ABANDONED
+        elif track.awaiting is not None:
+            # Ended before it was answered: no action was taken there, so no step either.
+            status_learnt, last = TRUNCATED, track.last_observation()
+        else:
+            status_learnt = status
+            self.observe(track, step, reward)
+            if last is None and track.last is not None:
+                last = track.last_observation()
+        self._remember_end(track, step, status)
+        self._finish(track.episode, last or {}, status_learnt, reported=status != ABANDONED)
+
+    def _remember_end(self, track: AgentTrack, step: int, status: int) -> None:
+        key = (track.episode.number, track.agent)
+        self._ended[key] = (step, status, self._store.clock())
+        if len(self._ended) > _MAX_REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
+
+    def _finish(self, episode: Episode, last: Columns, status: int, *, reported: bool) -> None:
+        del self.running[episode.number]
+        self._store.count_open(-1)
+        end = episode.end(self._store.clock(), reported=reported)
+        for track in episode.tracks.values():
+            self._store.hand_in(track, last, status, end)
+
+    def truncate_all(self) -> int:
+        """The client is gone: each episode ends at its last complete step. Returns how many."""
+        count = len(self.running)
+        for episode in list(self.running.values()):
+            track = next(iter(episode.tracks.values()))
+            self._finish(episode, track.last_observation(), TRUNCATED, reported=False)
+        self._announced.clear()
+        return count
+
+    def forget_ends(self, before_s: float) -> None:
+        """Drop the memory of ends older than that."""
+        while self._ended:
+            key = next(iter(self._ended))
+            if self._ended[key][2] >= before_s:
+                return
+            del self._ended[key]
+
+    def tracks(self) -> Iterator[AgentTrack]:
+        """Of all running agents that are learnt from."""
+        for episode in self.running.values():
+            if episode.options.training:
+                yield from episode.tracks.values()
+
+
+class EpisodeStore:
+    """All sessions' books, and the way from their rows into the buffer.
+
+    Attributes:
+        received: Steps since the last ``settle``; a batch of rows is counted once.
+        running_steps: Complete steps in running episodes, not handed in yet.
+        evaluation_steps: Steps since the last ``settle`` that will never be learnt from.
+        open_episodes: Running, of all sessions.
+    """
+
+    def __init__(
+        self,
+        buffer: ExperienceBuffer,
+        *,
+        max_open_per_session: int,
+        max_open: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._buffer = buffer
+        self._max_open_per_session = max_open_per_session
+        self._max_open = max_open
+        self._books: set[EpisodeBook] = set()
+        self.received = 0
+        self.running_steps = 0
+        self.evaluation_steps = 0
+        self.open_episodes = 0
+
+    def book(self) -> EpisodeBook:
+        """A new session's."""
+        book = EpisodeBook(self)
+        self._books.add(book)
+        return book
+
+    def drop(self, book: EpisodeBook) -> int:
+        """The session is over; its unfinished episodes are truncated. Returns how many."""
+        lost = book.truncate_all()
+        self._books.discard(book)
+        return lost
+
+    def check_room(self, open_in_session: int, more: int) -> None:
+        """Refuse what would exceed the caps on open episodes."""
+        for name, limit, current in (
+            ("max_open_episodes_per_session", self._max_open_per_session, open_in_session),
+            ("max_open_episodes", self._max_open, self.open_episodes),
+        ):
+            if current + more > limit:
+                raise Fault(
+                    Reason.LIMIT_EXCEEDED,
+                    f"{current} episodes are open and {more} more would exceed {name}={limit}; "
+                    "end some first, or raise that setting on the server",
+                    retry_after_s=1.0,
+                )
+
+    def count_open(self, change: int) -> None:
+        """An episode started (+1) or ended (-1)."""
+        self.open_episodes += change
+
+    def cut_before(self, track: AgentTrack, batch: InferredBatch) -> None:
+        """A chunk holds one policy version: cut where the new action comes from another."""
+        if self._buffer.complete_episodes or not track.rewards:
+            return
+        if track.rows[0][0].policy is not batch.policy:
+            self._put_running_chunk(track)
+
+    def cut_all(self) -> None:
+        """Hand in all complete steps of running episodes, to meet a demand or to make room."""
+        chunks = []
+        for book in self._books:
+            for track in book.tracks():
+                chunk = track.take_chunk(track.last_observation())
+                if chunk is not None:
+                    chunks.append(chunk)
+        self.running_steps = 0
+        self._buffer.deliver_cut(chunks)
+
+    def _put_running_chunk(self, track: AgentTrack) -> None:
+        chunk = track.take_chunk(track.last_observation())
+        if chunk is not None:
+            self.running_steps -= chunk.steps
+            self._buffer.put([chunk])
+
+    def hand_in(self, track: AgentTrack, last: Columns, status: int, end: EpisodeEnd) -> None:
+        """An agent's last chunk, with what to report of its episode."""
+        options = track.episode.options
+        steps = len(track.rewards)
+        self.running_steps -= steps
+        if status == ABANDONED:
+            self._buffer.ledger.discard("abandoned", steps)
+            return
+        if track.last is None:
+            return  # ended before its first action: nothing happened
+        chunk = track.take_chunk(last) or Chunk(
+            identity=track.identity,
+            agent=track.agent,
+            policy=track.last[0].policy,
+            rows=[],
+            rewards=[],
+            last_observation=last,
+            first_step=track.first_step,
+        )
+        chunk.terminated = status == TERMINATED
+        chunk.truncated = status == TRUNCATED
+        chunk.training = options.training
+        chunk.end = end
+        self._buffer.put([chunk])
+
+    def settle(self, sessions: int) -> None:
+        """After each batch of rows: count them, and cut if the buffer asks for it."""
+        ledger = self._buffer.ledger
+        if self.received:
+            ledger.receive(self.received)
+            self.received = 0
+        if self.evaluation_steps:
+            ledger.discard("evaluation", self.evaluation_steps)
+            self.evaluation_steps = 0
+        self._buffer.running(self.running_steps, sessions)
+        if self._buffer.wants_cut():
+            self.cut_all()
+            self._buffer.running(self.running_steps, sessions)
+        elif self._buffer.flushed_whole():
+            self._buffer.deliver_cut([])

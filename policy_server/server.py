@@ -1,0 +1,365 @@
+"""The gRPC server in its own thread and event loop: bind, serve, drain, stop.
+
+Created and stopped by the actor thread. Everything that clients do happens on the loop; the only
+seams to the actor thread are the ``ExperienceBuffer`` and the ``PolicyStore``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import gymnasium as gym
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from client_sdk.wire import policyserver_pb2 as pb
+from policy_server.auth import TokenInterceptor
+from policy_server.batcher import Batcher
+from policy_server.buffer import ExperienceBuffer
+from policy_server.config import PolicyServerConfig, ServerTls
+from policy_server.episodes import EpisodeStore
+from policy_server.faults import incidents
+from policy_server.policy_store import PolicyStore
+from policy_server.rows import RowRecorder
+from policy_server.service import SERVICE_NAME, PolicyService
+from policy_server.sessions import SessionRegistry
+
+logger = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 10.0
+_STOP_MARGIN_S = 2.0
+_SWEEP_S = 0.1
+"""Leases and waiting requests are looked at this often."""
+
+_HEALTH_SERVICES = ("", SERVICE_NAME)
+
+
+class ServerStartError(RuntimeError):
+    """The server could not listen; the message names the address and the likely cause."""
+
+
+class PolicyServer:
+    """Serves one policy to many clients.
+
+    Thread-safe where marked; ``start`` and ``stop`` are for the thread that created it. Not usable
+    after a fork.
+    """
+
+    def __init__(
+        self,
+        config: PolicyServerConfig,
+        *,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        policies: PolicyStore,
+        buffer: ExperienceBuffer,
+        hold: bool,
+        logged_actions_need_logp: bool,
+        normalize_actions: bool = True,
+    ) -> None:
+        """Prepare; nothing listens until ``start``.
+
+        Args:
+            config: Where to listen, what to admit.
+            observation_space: Of the application's observations, before any connector.
+            action_space: Of the actions that the application executes.
+            policies: Where the newest policy is found.
+            buffer: Where experience goes.
+            hold: Actions for training episodes wait while nobody asks for experience.
+            logged_actions_need_logp: The algorithm corrects for the behaviour's log-density.
+            normalize_actions: RLlib's setting of that name.
+        """
+        self._config = config
+        self._observation_space = observation_space
+        self._action_space = action_space
+        self._policies = policies
+        self._buffer = buffer
+        self._hold = hold
+        self._need_logp = logged_actions_need_logp
+        self._normalize = normalize_actions
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._started = threading.Event()
+        self._start_error: BaseException | None = None
+        self._address = ""
+        self._degraded: str | None = None
+        self._parts: _Parts | None = None
+
+    # Actor thread.
+
+    def start(self) -> str:
+        """Listen and answer.
+
+        Returns:
+            The bound address, HOST:PORT.
+
+        Raises:
+            ServerStartError: The port is in use, or the certificates are no good.
+        """
+        self._thread = threading.Thread(
+            target=self._run, name=f"policy-server-{self._config.port}", daemon=True
+        )
+        self._thread.start()
+        if not self._started.wait(_START_TIMEOUT_S):
+            raise ServerStartError(
+                f"the server on {self._config.host}:{self._config.port} did not start within "
+                f"{_START_TIMEOUT_S:g} s"
+            )
+        if self._start_error is not None:
+            self._thread.join()
+            raise ServerStartError(str(self._start_error)) from self._start_error
+        return self._address
+
+    def stop(self) -> None:
+        """Drain and end, within ``drain_s`` and a little. Stopping twice is fine."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._call_soon(lambda: self._stopping.set() if self._stopping else None)
+        thread.join(self._config.drain_s + _STOP_MARGIN_S)
+        if thread.is_alive():
+            logger.error("the server on %s did not stop in time", self._address)
+        self._buffer.close()
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT as bound; empty before ``start``. Any thread."""
+        return self._address
+
+    # Any thread.
+
+    @property
+    def sessions(self) -> int:
+        """Connected clients."""
+        return len(self._parts.sessions) if self._parts is not None else 0
+
+    def set_degraded(self, why: str | None) -> None:
+        """Tell health checks that learning is broken (or, with None, that it is well again)."""
+        self._degraded = why
+        self._call_soon(self._report_health)
+
+    def stats(self) -> dict[str, float]:
+        """Numbers for the metrics: who is connected, what was asked, what is held."""
+        parts = self._parts
+        if parts is None:
+            return {}
+        return {
+            "sessions": len(parts.sessions),
+            "sessions_opened": parts.sessions.opened,
+            "sessions_expired": parts.sessions.expired,
+            "episodes_open": parts.store.open_episodes,
+            "episodes_lost": parts.sessions.episodes_lost,
+            "requests": parts.service.requests,
+            "requests_waiting": parts.batcher.waiting,
+            "batches": parts.batcher.batches,
+            "actions": parts.batcher.actions,
+            "incidents": incidents.count,
+        }
+
+    def _call_soon(self, function: Callable[[], object]) -> None:
+        loop = self._loop
+        if loop is not None:
+            try:
+                loop.call_soon_threadsafe(function)
+            except RuntimeError:  # the loop has ended
+                logger.debug("the server's loop has ended")
+
+    # The server's thread.
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except Exception as error:  # told to whoever called start(), or logged
+            self._start_error = error
+            if self._started.is_set():
+                logger.exception("the policy server ended unexpectedly")
+        finally:
+            self._started.set()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        config = self._config
+        parts = self._parts = _Parts(self)
+        server = grpc.aio.server(
+            interceptors=[TokenInterceptor(config.token)] if config.token else [],
+            options=_server_options(config),
+        )
+        server.add_generic_rpc_handlers((parts.service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(parts.health, server)
+        reflection.enable_server_reflection(
+            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        self._address = _bind(server, config)
+        await server.start()
+        self._buffer.attach(lambda: self._call_soon(parts.demand_changed))
+        self._policies.subscribe(lambda *_: self._call_soon(self._policy_arrived))
+        await self._update_health()
+        if config.address_file is not None:
+            _write_atomically(Path(config.address_file), self._address)
+        logger.info("policy server listening on %s", self._address)
+        self._started.set()
+        try:
+            await self._sweep_until_stopped(parts)
+        finally:
+            parts.service.drain()
+            await parts.health.enter_graceful_shutdown()
+            await server.stop(config.drain_s)
+            parts.sessions.close_all()
+            parts.store.settle(0)
+            if config.address_file is not None:
+                _remove_if_ours(Path(config.address_file), self._address)
+
+    async def _sweep_until_stopped(self, parts: _Parts) -> None:
+        if self._stopping is None:
+            return
+        while True:
+            try:
+                await asyncio.wait_for(self._stopping.wait(), _SWEEP_S)
+                return
+            except TimeoutError:
+                parts.sweep()
+
+    def _policy_arrived(self) -> None:
+        if self._parts is not None:
+            self._parts.batcher.policy_arrived()
+            self._report_health()
+
+    def _report_health(self) -> None:
+        task = asyncio.ensure_future(self._update_health())
+        # The loop keeps only weak references to tasks.
+        self._health_task = task
+
+    async def _update_health(self) -> None:
+        if self._parts is None:
+            return
+        ready = self._policies.current is not None and self._degraded is None
+        status = health_pb2.HealthCheckResponse
+        for name in _HEALTH_SERVICES:
+            await self._parts.health.set(name, status.SERVING if ready else status.NOT_SERVING)
+
+
+class _Parts:
+    """What lives on the loop, put together."""
+
+    def __init__(self, server: PolicyServer) -> None:
+        config = server._config
+        self.health = health.aio.HealthServicer()
+        self.store = EpisodeStore(
+            server._buffer,
+            max_open_per_session=config.max_open_episodes_per_session,
+            max_open=config.max_open_episodes,
+        )
+        self.sessions = SessionRegistry(
+            self.store, lease_s=config.lease_s, max_sessions=config.max_sessions
+        )
+        self.batcher = Batcher(
+            asyncio.get_running_loop(),
+            server._policies,
+            server._buffer,
+            self.store,
+            hold=server._hold,
+            hold_timeout_s=config.hold_timeout_s,
+            wait_timeout_s=config.wait_timeout_s,
+        )
+        self.service = PolicyService(
+            sessions=self.sessions,
+            store=self.store,
+            batcher=self.batcher,
+            recorder=RowRecorder(
+                server._observation_space,
+                server._action_space,
+                max_rows=config.max_rows_per_request,
+                normalize_actions=server._normalize,
+                logged_actions_need_logp=server._need_logp,
+            ),
+            observation_space=server._observation_space,
+            action_space=server._action_space,
+            policy_version=lambda: (
+                server._policies.current.version if server._policies.current else 0
+            ),
+            lease_s=config.lease_s,
+            limits=pb.Limits(
+                max_rows_per_request=config.max_rows_per_request,
+                max_open_episodes=config.max_open_episodes_per_session,
+                max_message_bytes=config.max_message_bytes,
+            ),
+            client_config=config.client_config,
+        )
+
+    def demand_changed(self) -> None:
+        """``sample()`` asks for experience, or took some."""
+        self.store.settle(len(self.sessions))
+        self.batcher.open_gate()
+
+    def sweep(self) -> None:
+        """What time brings about."""
+        self.sessions.expire()
+        self.batcher.expire()
+        self.demand_changed()
+
+
+def _server_options(config: PolicyServerConfig) -> list[tuple[str, int]]:
+    keepalive_ms = int(config.keepalive_s * 1000)
+    return [
+        # Else two processes can bind one port, and each gets half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        # Half-open connections are noticed, busy or idle.
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", keepalive_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Clients may probe us as often.
+        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ]
+
+
+def _bind(server: grpc.aio.Server, config: PolicyServerConfig) -> str:
+    address = f"{config.host}:{config.port}"
+    try:
+        if config.tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, _server_credentials(config.tls))
+    except RuntimeError as error:
+        raise ServerStartError(
+            f"cannot listen on {address}: the port is in use, or the address is not one of this "
+            "machine. Choose another --port, or 0 for a free one"
+        ) from error
+    return f"{config.host}:{port}"
+
+
+def _server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    chain = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
+    client_ca = None if tls.client_ca is None else Path(tls.client_ca).read_bytes()
+    return grpc.ssl_server_credentials(
+        [chain], root_certificates=client_ca, require_client_auth=client_ca is not None
+    )
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """A reader sees the whole text or no file."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    Path(temporary).replace(path)
+
+
+def _remove_if_ours(path: Path, text: str) -> None:
+    try:
+        if path.read_text() == text:
+            path.unlink()
+    except OSError as error:
+        logger.debug("cannot remove %s: %s", path, error)

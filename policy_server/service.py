@@ -1,0 +1,379 @@
+"""The gRPC methods of ``PolicyService``: decode, call, encode. No RL in here.
+
+Loop thread only. Messages are parsed here rather than by gRPC, so that garbage gets an answer
+that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import grpc
+import gymnasium as gym
+from google.protobuf.message import DecodeError, Message
+
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.faults import Fault, Reason
+from client_sdk.wire.spaces import diff, space_from_proto, space_to_proto
+from policy_server.batcher import Ask, Batcher
+from policy_server.episodes import EpisodeOptions, EpisodeStore
+from policy_server.faults import abort, as_fault
+from policy_server.rows import GroupAnswer, RowRecorder
+from policy_server.sessions import Session, SessionRegistry
+
+PROTOCOL_VERSION = "1.0"
+"""Major and minor version of the contract that this server speaks."""
+
+SERVICE_NAME = "policyserver.v1.PolicyService"
+
+_MessageT = TypeVar("_MessageT", bound=Message)
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+_Done = Callable[[list[GroupAnswer], "Fault | None"], None]
+"""Told what to encode, or why there is nothing."""
+
+
+class PolicyService:
+    """Answers clients; one per server.
+
+    Attributes:
+        requests: Act requests taken so far, unary or over a stream.
+    """
+
+    def __init__(
+        self,
+        *,
+        sessions: SessionRegistry,
+        store: EpisodeStore,
+        batcher: Batcher,
+        recorder: RowRecorder,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        policy_version: Callable[[], int],
+        lease_s: float,
+        limits: pb.Limits,
+        client_config: Mapping[str, Any],
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._batcher = batcher
+        self._recorder = recorder
+        self._spaces = {"observation_space": observation_space, "action_space": action_space}
+        self._policy_version = policy_version
+        self._draining = False
+        self._streams: set[_ActStream] = set()
+        self.requests = 0
+        self._greeting = pb.OpenSessionResponse(protocol_version=PROTOCOL_VERSION, limits=limits)
+        agent = self._greeting.agents[""]
+        agent.observation_space.CopyFrom(space_to_proto(observation_space))
+        agent.action_space.CopyFrom(space_to_proto(action_space))
+        agent.policy_id = "default_policy"
+        self._greeting.lease.FromMicroseconds(int(lease_s * 1e6))
+        self._greeting.client_config.update(client_config)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What to register with a ``grpc.aio`` server."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "OpenSession": _unary(self._open_session),
+                "CloseSession": _unary(self._close_session),
+                "Act": _unary(self._act),
+                "StreamAct": grpc.stream_stream_rpc_method_handler(self._stream_act),
+            },
+        )
+
+    def drain(self) -> None:
+        """From now on every call is refused, and those that wait are answered so."""
+        self._draining = True
+        self._batcher.cancel(_draining())
+        for stream in list(self._streams):
+            stream.drain()
+
+    # Sessions.
+
+    async def _open_session(self, data: bytes) -> Message:
+        request = _parse(pb.OpenSessionRequest, data)
+        if self._draining:
+            raise _draining()
+        _check_protocol(request.protocol_version)
+        if request.inference_mode == pb.INFERENCE_MODE_LOCAL:
+            raise Fault(
+                Reason.NO_LOCAL_INFERENCE,
+                "this server serves remote inference only; open the session with "
+                "INFERENCE_MODE_REMOTE",
+                "inference_mode",
+            )
+        if request.inference_mode != pb.INFERENCE_MODE_REMOTE:
+            raise Fault(
+                Reason.WRONG_MODE, "expected INFERENCE_MODE_REMOTE, got none", "inference_mode"
+            )
+        for agent, spec in request.agents.items():
+            self._check_belief(agent, spec)
+        session, _ = self._sessions.open(request.client_name, request.session_id)
+        self._settle()
+        response = pb.OpenSessionResponse()
+        response.CopyFrom(self._greeting)
+        response.session_id = session.session_id
+        response.policy_version = self._policy_version()
+        return response
+
+    def _check_belief(self, agent: str, spec: pb.AgentSpec) -> None:
+        if agent != "":
+            raise Fault(
+                Reason.UNKNOWN_AGENT,
+                f'unknown agent {agent!r}; this server knows one agent, ""',
+                f"agents[{agent!r}]",
+            )
+        for name, space in self._spaces.items():
+            if not spec.HasField(name):
+                continue
+            field = f"agents[{agent!r}].{name}"
+            try:
+                belief = space_from_proto(getattr(spec, name))
+            except Fault as fault:
+                raise Fault(fault.reason, fault.message, field) from fault
+            difference = diff(belief, space)
+            if difference is not None:
+                raise Fault(
+                    Reason.SPACE_MISMATCH,
+                    f"client and server disagree: {difference}. "
+                    "Start the server with the simulator's spaces, or update the simulator",
+                    field,
+                )
+
+    async def _close_session(self, data: bytes) -> Message:
+        request = _parse(pb.CloseSessionRequest, data)
+        self._sessions.close(request.session_id)
+        self._settle()
+        return pb.CloseSessionResponse()
+
+    # Acting.
+
+    async def _act(self, data: bytes) -> Message:
+        request = _parse(pb.ActRequest, data)
+        answered: asyncio.Future[list[GroupAnswer]] = asyncio.get_running_loop().create_future()
+
+        def done(answers: list[GroupAnswer], fault: Fault | None) -> None:
+            if answered.done():  # the call was cancelled meanwhile
+                return
+            if fault is None:
+                answered.set_result(answers)
+            else:
+                answered.set_exception(fault)
+
+        ask = self.begin(self.session_of(request), request, done)
+        try:
+            response = pb.ActResponse()
+            self.encode(await answered, response)
+            return response
+        finally:
+            self.withdraw(ask)
+
+    async def _stream_act(self, _requests: Any, context: _Context) -> None:
+        stream = _ActStream(self, context)
+        self._streams.add(stream)
+        try:
+            await stream.serve()
+        except Fault as fault:
+            await abort(context, fault)
+        finally:
+            self._streams.discard(stream)
+
+    def session_of(self, request: pb.ActRequest) -> Session:
+        """The session that a request names, its lease renewed."""
+        if self._draining:
+            raise _draining()
+        return self._sessions.find(request.session_id)
+
+    def begin(self, session: Session, request: pb.ActRequest, done: _Done) -> Ask:
+        """Record a request's rows; ``done`` is called once they are answered, maybe at once.
+
+        Raises:
+            Fault: The request as a whole was refused; nothing is recorded.
+        """
+        book = session.book
+        recorder = self._recorder
+        groups = recorder.decode(request)
+        if request.metrics:
+            _check_metrics(request)
+        if request.starts:
+            book.check_room(len(request.starts))
+            for start in request.starts:
+                book.announce(
+                    start.episode,
+                    EpisodeOptions(
+                        label=start.label,
+                        evaluation=start.evaluation,
+                        greedy=start.greedy,
+                        resumed=start.resumed,
+                    ),
+                )
+        answers: list[GroupAnswer] = []
+        ask = Ask(lambda fault: done(answers, fault))
+        # Before the rows, for an episode may end with them; and after, for it may start with them.
+        for metrics in request.metrics:
+            book.note_metrics(metrics.episode, metrics.values)
+        answers.extend(recorder.record(group, book, ask) for group in groups)
+        for metrics in request.metrics:
+            book.note_metrics(metrics.episode, metrics.values)
+        self.requests += 1
+        self._settle()
+        if ask.rows:
+            self._batcher.submit(ask)
+        elif not ask.missing:
+            ask.finish(None)
+        return ask
+
+    def encode(self, answers: list[GroupAnswer], response: pb.ActResponse) -> None:
+        """Fill a response with answered groups."""
+        self._recorder.encode(answers, response)
+
+    def withdraw(self, ask: Ask) -> None:
+        """Nobody waits for this ask any longer."""
+        self._batcher.withdraw(ask)
+
+    def _settle(self) -> None:
+        self._store.settle(len(self._sessions))
+
+
+class _ActStream:
+    """One ``StreamAct`` call: reads requests, writes answers in the order they get ready."""
+
+    def __init__(self, service: PolicyService, context: _Context) -> None:
+        self._service = service
+        self._context = context
+        self._outbox: deque[pb.StreamActResponse] = deque()
+        self._asks: dict[int, Ask] = {}
+        self._news: asyncio.Future[None] | None = None  # what the idle writer waits for
+        self._ended = False  # the client sends no more, but may wait for what it asked
+        self._session: Session | None = None
+        self._reader: asyncio.Task[Any] | None = None
+        self._draining = False
+
+    def drain(self) -> None:
+        """The server stops: end with what is answered already."""
+        self._draining = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def serve(self) -> None:
+        """Until the client ends the stream and has its answers, or its connection breaks.
+
+        Raises:
+            Fault: DRAINING, or the client sent garbage.
+        """
+        reader = self._reader = asyncio.current_task()
+        writer = asyncio.create_task(self._write_answers())
+        try:
+            while (data := await self._context.read()) is not grpc.aio.EOF:  # type: ignore[comparison-overlap]
+                self._take(data, reader)
+            self._ended = True
+            self._wake_writer()
+            await writer
+        except asyncio.CancelledError:
+            if not self._draining:
+                raise
+            self._ended = True
+            self._wake_writer()
+            await writer
+            raise _draining() from None
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            for ask in list(self._asks.values()):
+                self._service.withdraw(ask)
+            if self._session is not None:
+                self._session.streams.discard(reader)
+
+    def _take(self, data: bytes, reader: asyncio.Task[Any] | None) -> None:
+        service = self._service
+        message = _parse(pb.StreamActRequest, data)
+        number = message.request
+        try:
+            session = service.session_of(message.act)
+            if session is not self._session:
+                if self._session is not None:
+                    self._session.streams.discard(reader)
+                session.streams.add(reader)
+                self._session = session
+            ask = service.begin(session, message.act, functools.partial(self._answer, number))
+        except Exception as error:  # told in band: the stream goes on
+            self._answer(number, [], as_fault(error, "handling a request failed"))
+            return
+        if ask.missing:
+            self._asks[number] = ask
+
+    def _answer(self, number: int, answers: list[GroupAnswer], fault: Fault | None) -> None:
+        self._asks.pop(number, None)
+        response = pb.StreamActResponse(request=number)
+        if fault is None:
+            self._service.encode(answers, response.act)
+        else:
+            response.error.CopyFrom(fault.to_detail())
+        self._outbox.append(response)
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def _write_answers(self) -> None:
+        loop = asyncio.get_running_loop()
+        outbox = self._outbox
+        while True:
+            while outbox:
+                await self._context.write(outbox.popleft().SerializeToString())
+            if self._ended and not self._asks:
+                return
+            self._news = loop.create_future()
+            await self._news
+
+
+def _unary(method: Callable[[bytes], Awaitable[Message]]) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler that turns what ``method`` raises into a status."""
+
+    async def handle(data: bytes, context: _Context) -> bytes:
+        try:
+            return (await method(data)).SerializeToString()
+        except Exception as error:  # one place where every exception becomes a status
+            await abort(context, as_fault(error, f"{method.__name__} failed"))
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _parse(kind: type[_MessageT], data: bytes) -> _MessageT:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise Fault(
+            Reason.MALFORMED_TENSOR, f"not a {kind.__name__}: {len(data)} bytes do not parse"
+        ) from None
+
+
+def _check_protocol(version: str) -> None:
+    if version.partition(".")[0] != PROTOCOL_VERSION.partition(".")[0]:
+        raise Fault(
+            Reason.INCOMPATIBLE_PROTOCOL,
+            f"the client speaks protocol {version or '(none)'}, this server {PROTOCOL_VERSION}; "
+            "their major versions must agree",
+            "protocol_version",
+        )
+
+
+def _check_metrics(request: pb.ActRequest) -> None:
+    for index, metrics in enumerate(request.metrics):
+        for name, value in metrics.values.items():
+            if value - value != 0.0:  # NaN or infinite
+                raise Fault(
+                    Reason.NOT_FINITE,
+                    f"expected a finite number, got {value}",
+                    f"metrics[{index}].values[{name!r}]",
+                )
+
+
+def _draining() -> Fault:
+    return Fault(Reason.DRAINING, "the server is stopping; connect again later", retry_after_s=1.0)

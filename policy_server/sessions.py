@@ -1,0 +1,168 @@
+"""Who is connected: sessions with leases, resume, and an end for those that fell silent.
+
+Loop thread only. A session's id is its credential: logs show the client's name and a running
+number instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from client_sdk.wire.faults import Fault, Reason
+from policy_server.episodes import EpisodeBook, EpisodeStore
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """One connected client process.
+
+    Attributes:
+        session_id: 128 random bits; never logged.
+        title: Its name and number, for logs.
+        book: Its episodes.
+        streams: Tasks that serve its open streams; while there is one, the lease does not run.
+    """
+
+    __slots__ = ("book", "last_seen_s", "session_id", "streams", "title")
+
+    def __init__(self, session_id: str, title: str, book: EpisodeBook, now_s: float) -> None:
+        self.session_id = session_id
+        self.title = title
+        self.book = book
+        self.streams: set[asyncio.Task[Any] | None] = set()
+        self.last_seen_s = now_s
+
+
+class SessionRegistry:
+    """All sessions by id.
+
+    Attributes:
+        opened: Sessions so far.
+        expired: Ended by their lease, not by their client.
+        episodes_lost: Unfinished episodes of ended sessions.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        *,
+        lease_s: float,
+        max_sessions: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._lease_s = lease_s
+        self._max_sessions = max_sessions
+        self.clock = clock
+        self._sessions: dict[str, Session] = {}
+        self._numbers = itertools.count(1)
+        self.opened = 0
+        self.expired = 0
+        self.episodes_lost = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, client_name: str, resume_id: str) -> tuple[Session, bool]:
+        """The session of that id if it still lives, else a new one.
+
+        Returns:
+            The session, and whether it was resumed. Streams of a resumed one are ended: they
+            belong to a connection that the client gave up.
+
+        Raises:
+            Fault: LIMIT_EXCEEDED.
+        """
+        known = self._sessions.get(resume_id)
+        if known is not None:
+            known.last_seen_s = self.clock()
+            _cancel_streams(known)
+            logger.info("%s: resumed", known.title)
+            return known, True
+        if len(self._sessions) >= self._max_sessions:
+            raise Fault(
+                Reason.LIMIT_EXCEEDED,
+                f"{len(self._sessions)} sessions are open, as many as max_sessions="
+                f"{self._max_sessions} allows; close some, or raise that setting on the server",
+                retry_after_s=min(self._lease_s, 5.0),
+            )
+        title = f"{_printable(client_name) or 'client'} #{next(self._numbers)}"
+        session = Session(secrets.token_hex(16), title, self._store.book(), self.clock())
+        self._sessions[session.session_id] = session
+        self.opened += 1
+        logger.info("%s: connected; %d sessions", title, len(self._sessions))
+        return session, False
+
+    def find(self, session_id: str) -> Session:
+        """The session of that id, its lease renewed.
+
+        Raises:
+            Fault: UNKNOWN_SESSION.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise Fault(
+                Reason.UNKNOWN_SESSION,
+                "no such session: it was never opened, its lease is over "
+                f"({self._lease_s:g} s without a call), or the server was restarted since. "
+                "Open another one",
+                "session_id",
+            )
+        session.last_seen_s = self.clock()
+        return session
+
+    def close(self, session_id: str) -> None:
+        """End a session, its unfinished episodes truncated; unknown ones are fine."""
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            self._end(session, "closed")
+
+    def close_all(self) -> None:
+        """The server stops."""
+        for session_id in list(self._sessions):
+            self.close(session_id)
+
+    def expire(self) -> None:
+        """End sessions whose lease is over, and forget ends that are a lease old."""
+        now = self.clock()
+        before = now - self._lease_s
+        for session in list(self._sessions.values()):
+            if session.streams:
+                session.last_seen_s = now
+            elif session.last_seen_s < before:
+                del self._sessions[session.session_id]
+                self.expired += 1
+                self._end(session, f"silent for {self._lease_s:g} s")
+                continue
+            session.book.forget_ends(before)
+
+    def _end(self, session: Session, why: str) -> None:
+        _cancel_streams(session)
+        lost = self._store.drop(session.book)
+        self.episodes_lost += lost
+        logger.info(
+            "%s: %s; %d unfinished episodes truncated; %d sessions",
+            session.title,
+            why,
+            lost,
+            len(self._sessions),
+        )
+
+
+def _cancel_streams(session: Session) -> None:
+    for task in session.streams:
+        if task is not None:
+            task.cancel()
+    session.streams.clear()
+
+
+def _printable(name: str) -> str:
+    """A client's name, safe for a log line."""
+    return "".join(character for character in name[:64] if character.isprintable())
