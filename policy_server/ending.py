@@ -1,0 +1,95 @@
+"""Ends the training process within a bound after SIGINT or SIGTERM, whatever it is doing.
+
+The signal becomes a ``KeyboardInterrupt`` in the main thread, the one exception that Ray lets
+through its blocking calls. A watcher thread sees the signal even while the main thread sits in
+native code, and ends the process when the orderly way takes too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+GRACE_S = 4.5
+"""From the signal to the end of the process."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Ending:
+    """A context in which signals end the process in time. Main thread only.
+
+    Example::
+
+        with Ending() as ending:
+            try:
+                work()
+            except KeyboardInterrupt:
+                clean_up()
+        sys.exit(ending.exit_code)
+
+    Attributes:
+        signal: The first signal that came; None so far.
+    """
+
+    def __init__(self, grace_s: float = GRACE_S) -> None:
+        self.signal: int | None = None
+        self._grace_s = grace_s
+        self._over = threading.Event()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._previous: dict[int, Any] = {}
+        self._previous_fd = -1
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells say it; 0 if none came."""
+        return 128 + self.signal if self.signal else 0
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.getsignal(number) for number in SIGNALS}
+        self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self.install()
+        threading.Thread(target=self._watch, name="ending", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        signal.set_wakeup_fd(self._previous_fd)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        os.close(self._writer)  # lets the watcher go, which closes the other end
+
+    def install(self) -> None:
+        """Take the signals (again): ``ray.init`` puts a SIGTERM handler of its own in place."""
+        for number in SIGNALS:
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is None:  # later ones must not disturb the cleaning up
+            self.signal = number
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        with contextlib.closing(os.fdopen(self._reader, "rb", buffering=0)) as pipe:
+            while received := pipe.read(1):
+                if received[0] in SIGNALS:
+                    break
+            else:
+                return
+            if self._over.wait(self._grace_s):
+                return
+        print(f"not ended {self._grace_s:g} s after the signal: ending now", file=sys.stderr)
+        sys.stderr.flush()
+        # Ray's processes follow: they are bound to this one's life by the kernel.
+        os._exit(128 + received[0])

@@ -1,0 +1,293 @@
+"""``policy-server train``: build the algorithm, learn until a goal, leave a checkpoint behind.
+
+Main thread only. Everything that Ray starts ends here, whichever way the training ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from policy_server.checkpoints import CheckpointDirectory
+from policy_server.config import PolicyServerConfig
+from policy_server.progress import Display, Progress, open_display, progress_of
+from policy_server.training_config import (
+    OptionError,
+    TrainOptions,
+    build_config,
+    server_config,
+    server_config_of,
+)
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    from policy_server.ending import Ending
+
+_HISTORY = "policy_server_progress.json"
+"""Beside RLlib's files in each checkpoint, so that a resumed curve continues."""
+_CLUSTER = "RAY_ADDRESS"
+"""Environment variable that names a running Ray cluster to use, as Ray itself reads it."""
+_STOP_TIMEOUT_S = 3.0
+"""For runners to drain; whoever takes longer is killed."""
+
+logger = logging.getLogger(__name__)
+
+
+class PortInUseError(RuntimeError):
+    """Nothing can listen there; the message names host and port."""
+
+
+class TrainingError(RuntimeError):
+    """RLlib refused, or the training broke; the message is one line."""
+
+
+def train(options: TrainOptions, ending: Ending) -> int:
+    """Train until a goal or a signal.
+
+    Args:
+        options: What was asked for.
+        ending: The context that turns signals into KeyboardInterrupt.
+
+    Returns:
+        The exit code: 0 where the goal was reached, 128 + the signal's number after a signal.
+
+    Raises:
+        OptionError: An option does not fit the algorithm.
+        PortInUseError: Something else listens there.
+        TrainingError: RLlib refused the configuration, or the last checkpoint cannot be written.
+    """
+    # Before paying for Ray's imports and start; the server checks again when it binds.
+    if options.config is None:
+        check_port(server_config(options))
+    config = build_config(options)
+    if options.config is not None:
+        check_port(server_config_of(config))
+    run = _Run(options, config)
+    with open_display(options.title, options.stop_return, quiet=options.quiet) as display:
+        try:
+            with _ray(config, ending):
+                run.start(display)
+                run.learn(display)
+        except (KeyboardInterrupt, SystemExit):  # SystemExit: Ray's own answer to SIGTERM
+            if ending.signal is None:
+                ending.signal = signal.SIGTERM
+            display.say(f"stopped by {signal.Signals(ending.signal).name}")
+        finally:
+            run.report(display)
+    return ending.exit_code
+
+
+def check_port(server: PolicyServerConfig) -> None:
+    """Raise PortInUseError where the server could not listen, as far as this machine can tell."""
+    if os.environ.get(_CLUSTER):  # the runner may live on another machine
+        return
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As gRPC does: connections of an earlier run that linger are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server.host.strip("[]"), server.port))
+        except OSError as error:
+            raise PortInUseError(
+                f"cannot listen on {server.host}:{server.port}: {os.strerror(error.errno or 0)}. "
+                "Choose another --port, or 0 for a free one"
+            ) from error
+
+
+@contextlib.contextmanager
+def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
+    """Ray, ours unless one is running; it ends with the context."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Said on every start of Ray 2.60 otherwise, about processes that see no accelerator.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    try:
+        if os.environ.get(_CLUSTER):
+            ray.init(logging_level=logging.WARNING)
+        else:
+            ray.init(
+                # One for each runner, and a spare one: they wait more than they compute.
+                num_cpus=max(os.cpu_count() or 1, config.num_env_runners + 1),
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+            )
+        ending.install()
+        yield
+    finally:
+        ray.shutdown()
+        ending.install()
+
+
+class _Run:
+    """One training from build to goal."""
+
+    def __init__(self, options: TrainOptions, config: AlgorithmConfig) -> None:
+        self._options = options
+        self._config = config
+        self._history: list[Progress] = []
+        self._checkpoints: CheckpointDirectory | None = None
+        self._checkpoint: Path | None = None
+        self._algo: Algorithm | None = None
+        if options.checkpoint_dir is not None:
+            try:
+                self._checkpoints = CheckpointDirectory(
+                    options.checkpoint_dir, options.keep_checkpoints
+                )
+            except OSError as error:
+                raise OptionError(f"argument --checkpoint-dir: {error}") from error
+
+    def start(self, display: Display) -> None:
+        """Build the algorithm, restore it if asked to, and say where simulators connect."""
+        try:
+            self._algo = algo = self._config.build_algo()
+        except Exception as error:
+            raise _explained(error) from error
+        resumed = self._restore(algo) if self._options.resume else None
+        for address in _addresses(algo):
+            display.say(f"policy server listening on {address}")
+        if self._options.resume:
+            display.say(f"resumed from {resumed}" if resumed else "nothing to resume: starting new")
+
+    def learn(self, display: Display) -> None:
+        """Train, show, and write checkpoints until a goal is reached."""
+        algo = self._algo
+        if algo is None:
+            raise TrainingError("learn() comes after start()")
+        try:
+            self._learn(algo, display)
+        finally:
+            _stop(algo)
+
+    def _learn(self, algo: Algorithm, display: Display) -> None:
+        before = self._history[-1] if self._history else None
+        wall_s = before.wall_s if before else 0.0
+        while True:
+            began = time.monotonic()
+            result = algo.train()
+            wall_s += time.monotonic() - began
+            before = progress_of(result, before, wall_s)
+            self._history.append(before)
+            display.show(before)
+            if self._reached(before):
+                self._write_checkpoint(algo, before.iteration, display, last=True)
+                return
+            if before.iteration % self._options.checkpoint_every == 0:
+                self._write_checkpoint(algo, before.iteration, display, last=False)
+
+    def report(self, display: Display) -> None:
+        """Say what was reached and where it is; draw the picture."""
+        if not self._history:
+            return
+        display.say(self._history[-1].line())
+        if self._checkpoint is not None:
+            display.say(f"checkpoint: {self._checkpoint}")
+        picture = self._options.picture
+        if picture is None:
+            return
+        from policy_server.learning_curve import draw_learning_curve
+
+        try:
+            draw_learning_curve(
+                picture, self._history, self._options.title, self._options.stop_return
+            )
+            display.say(f"learning curve: {picture}")
+        except OSError as error:
+            logger.warning("cannot write %s: %s", picture, error)
+
+    def _reached(self, progress: Progress) -> bool:
+        options = self._options
+        return (
+            (options.stop_return is not None and progress.mean_return >= options.stop_return)
+            or (options.stop_iters is not None and progress.iteration >= options.stop_iters)
+            or (options.stop_steps is not None and progress.env_steps >= options.stop_steps)
+        )
+
+    def _write_checkpoint(
+        self, algo: Algorithm, iteration: int, display: Display, *, last: bool
+    ) -> None:
+        if self._checkpoints is None:
+            return
+
+        def save(directory: Path) -> None:
+            algo.save_to_path(directory.absolute())
+            history = [dataclasses.astuple(progress) for progress in self._history]
+            (directory / _HISTORY).write_text(json.dumps(history), encoding="utf-8")
+
+        try:
+            self._checkpoint = self._checkpoints.write(iteration, save)
+        except Exception as error:  # a full disk must not cost the training
+            message = f"checkpoint {iteration} not written: {_one_line(error)}"
+            if last:
+                raise TrainingError(message) from error
+            display.say(f"{message}; training goes on, the checkpoint before it is intact")
+
+    def _restore(self, algo: Algorithm) -> Path | None:
+        latest = self._checkpoints.latest() if self._checkpoints is not None else None
+        if latest is None:
+            return None
+        try:
+            algo.restore_from_path(latest.absolute())
+            history = json.loads((latest / _HISTORY).read_text(encoding="utf-8"))
+        except Exception as error:
+            raise TrainingError(f"cannot resume from {latest}: {_one_line(error)}") from error
+        self._history = [Progress(*values) for values in history]
+        self._checkpoint = latest
+        # The restored state may be dropped on its way to a busy runner: weights go once more.
+        algo.env_runner_group.sync_weights(
+            from_worker_or_learner_group=algo.learner_group, inference_only=True
+        )
+        return latest
+
+
+def _addresses(algo: Algorithm) -> list[str]:
+    found = algo.env_runner_group.foreach_env_runner(
+        _address_of, local_env_runner=algo.config.num_env_runners == 0, timeout_seconds=30
+    )
+    return [address for address in found if address]
+
+
+def _address_of(runner: Any) -> str:
+    return str(getattr(runner, "address", "") or "")
+
+
+def _stop(algo: Algorithm) -> None:
+    """Runners drain, their clients are told; whoever is slow is killed by Ray's shutdown."""
+    try:
+        algo.env_runner_group.foreach_env_runner(
+            "stop",
+            healthy_only=False,
+            local_env_runner=algo.config.num_env_runners == 0,
+            timeout_seconds=_STOP_TIMEOUT_S,
+        )
+    except Exception as error:
+        logger.warning("the env runners did not stop in order: %s", _one_line(error))
+
+
+def _explained(error: Exception) -> Exception:
+    """What stands behind RLlib's refusal to build, in one line."""
+    text = str(error)
+    for line in reversed(text.splitlines()):
+        if "cannot listen on" in line:
+            return PortInUseError(line[line.index("cannot listen on") :])
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    logger.debug("build_algo failed", exc_info=error)
+    return TrainingError(f"RLlib cannot build the algorithm: {_one_line(cause)}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,215 @@
+"""From the options of ``policy-server train`` to RLlib's configuration. No threads, no side effects.
+
+Ray is imported by the functions that need it, so that ``--help`` and bad options stay quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
+from policy_server.space_files import SpaceFileError, read_spaces
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+ALGORITHMS = ("PPO", "DQN")
+"""What ``--algo`` offers; any other of RLlib's comes with ``--config``."""
+
+_CLASSES = {
+    "PPO": ("ray.rllib.algorithms.ppo", "PPOConfig"),
+    "DQN": ("ray.rllib.algorithms.dqn", "DQNConfig"),
+}
+_RL_MODULE_KEY = "model_config"
+
+
+class OptionError(ValueError):
+    """An option that makes no sense; the message is one line for the person who gave it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """What ``policy-server train`` was asked for."""
+
+    algo: str | None = None
+    """Name of the algorithm; None with ``config``."""
+    env: str | None = None
+    """Gymnasium id whose spaces are meant; the environment itself runs elsewhere."""
+    spaces: str | None = None
+    """JSON file of the spaces."""
+    config: str | None = None
+    """``package.module:attribute`` of an AlgorithmConfig, or of a function that returns one."""
+    server: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of PolicyServerConfig that were given."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Hyperparameters for ``AlgorithmConfig.training``, and ``model_config``."""
+    num_env_runners: int | None = None
+    """None: 1, or what ``config`` says."""
+    seed: int | None = None
+    """Of weights and learner."""
+    stop_return: float | None = None
+    """Mean return to stop at."""
+    stop_iters: int | None = None
+    """Iterations to stop after, resumed ones included."""
+    stop_steps: int | None = None
+    """Env steps to stop after, resumed ones included."""
+    checkpoint_dir: Path | None = None
+    """Where checkpoints go; None: nowhere."""
+    checkpoint_every: int = 5
+    """Iterations between two of them."""
+    keep_checkpoints: int = 3
+    """How many stay."""
+    resume: bool = False
+    """Continue from the latest of them."""
+    plot: Path | None = None
+    """Where the learning curve goes; None: beside the checkpoints, if there are any."""
+    quiet: bool = False
+    """No progress."""
+
+    @property
+    def title(self) -> str:
+        """What is trained, in a few words."""
+        if self.config is not None:
+            return self.config
+        return f"{self.algo} on {self.env or self.spaces}"
+
+    @property
+    def picture(self) -> Path | None:
+        """Where the learning curve goes."""
+        if self.plot is None and self.checkpoint_dir is not None:
+            return self.checkpoint_dir / "learning_curve.png"
+        return self.plot
+
+
+def build_config(options: TrainOptions) -> AlgorithmConfig:
+    """RLlib's configuration of the training that was asked for.
+
+    Raises:
+        OptionError: One of the options does not fit; the message names it.
+    """
+    from policy_server.env_runner import PolicyServerEnvRunner
+
+    config = _load(options.config) if options.config is not None else _plain(options)
+    given_env_config = dict(config.env_config)
+    server = server_config(options, given_env_config)
+    runners = options.num_env_runners
+    if runners is None:
+        runners = config.num_env_runners if options.config is not None else 1
+    config.environment(
+        env_config={**given_env_config, ENV_CONFIG_KEY: server.to_env_config()[ENV_CONFIG_KEY]}
+    )
+    config.env_runners(env_runner_cls=PolicyServerEnvRunner, num_env_runners=runners)
+    if options.seed is not None:
+        config.debugging(seed=options.seed)
+    for key, value in options.settings:
+        _apply(config, key, value)
+    return config
+
+
+def server_config(
+    options: TrainOptions, env_config: Mapping[str, Any] | None = None
+) -> PolicyServerConfig:
+    """The policy server's part: what the options say, over what the ``env_config`` says.
+
+    Raises:
+        OptionError: The two together make no sense, such as an open port without a token.
+    """
+    try:
+        inside = PolicyServerConfig.from_env_config(dict(env_config or {}))
+        return dataclasses.replace(inside, **options.server)
+    except (TypeError, ValueError) as error:
+        raise OptionError(_one_line(error)) from error
+
+
+def server_config_of(config: AlgorithmConfig) -> PolicyServerConfig:
+    """The policy server's part of it."""
+    return PolicyServerConfig.from_env_config(config.env_config)
+
+
+def _plain(options: TrainOptions) -> AlgorithmConfig:
+    if options.env is not None:
+        observation_space, action_space = _spaces_of_env(options.env)
+    elif options.spaces is not None:
+        try:
+            observation_space, action_space = read_spaces(options.spaces)
+        except SpaceFileError as error:
+            raise OptionError(f"argument --spaces: {error}") from error
+    else:
+        raise OptionError("one of the arguments --env --spaces --config is required")
+    module, name = _CLASSES[options.algo or "PPO"]
+    config: AlgorithmConfig = getattr(importlib.import_module(module), name)()
+    return config.environment(observation_space=observation_space, action_space=action_space)
+
+
+def _spaces_of_env(env: str) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+    try:
+        with gymnasium.make(env) as made:
+            return made.observation_space, made.action_space
+    except (gymnasium.error.Error, ImportError) as error:
+        raise OptionError(f"argument --env: {_one_line(error)}") from error
+
+
+def _load(path: str) -> AlgorithmConfig:
+    """The configuration that a dotted path leads to; modules beside the caller are found too."""
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    module_name, colon, attribute = path.partition(":")
+    if not colon or not attribute:
+        raise OptionError(f"argument --config: expected package.module:attribute, got {path!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise OptionError(f"argument --config: cannot import {module_name}: {error}") from error
+    except AttributeError as error:
+        raise OptionError(f"argument --config: {module_name} has no {attribute!r}") from error
+    value = found() if callable(found) and not isinstance(found, AlgorithmConfig) else found
+    if not isinstance(value, AlgorithmConfig):
+        raise OptionError(
+            f"argument --config: expected an AlgorithmConfig or a function that returns one, "
+            f"{path} gives {type(value).__name__}"
+        )
+    if value.action_space is None and value.env is None:
+        raise OptionError(f"argument --config: {path} sets neither spaces nor an environment")
+    return value.copy(copy_frozen=False)
+
+
+def _apply(config: AlgorithmConfig, key: str, value: Any) -> None:
+    if key == _RL_MODULE_KEY:
+        config.rl_module(model_config=value)
+        return
+    known = _hyperparameters(config)
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise OptionError(
+            f"argument --set: {type(config).__name__} has no hyperparameter {key!r}{hint}"
+        )
+    try:
+        config.training(**{key: value})
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"argument --set: {key}: {_one_line(error)}") from error
+
+
+def _hyperparameters(config: AlgorithmConfig) -> set[str]:
+    """What ``training`` of this algorithm and of its bases takes."""
+    names: set[str] = {_RL_MODULE_KEY}
+    for kind in type(config).__mro__:
+        if "training" in vars(kind):
+            names |= set(inspect.signature(vars(kind)["training"]).parameters)
+    return names - {"self", "kwargs"}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

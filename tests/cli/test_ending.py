@@ -1,0 +1,79 @@
+"""Signals end the process in time, whatever it is doing."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Each says "ready" when the signal may come.
+WAITS = """
+import sys, threading
+from policy_server.ending import Ending
+with Ending() as ending:
+    try:
+        print("ready", flush=True)
+        threading.Event().wait(60)
+    except KeyboardInterrupt:
+        print("cleaned up", flush=True)
+sys.exit(ending.exit_code)
+"""
+# Native code that does not come back to the interpreter, and code that will not give up.
+STUCK = """
+import ctypes
+from policy_server.ending import Ending
+with Ending(grace_s=0.5):
+    print("ready", flush=True)
+    libc = ctypes.CDLL(None)
+    while True:
+        try:
+            libc.sleep(60)
+        except KeyboardInterrupt:
+            pass
+"""
+CLEANS_FOR_EVER = """
+import threading
+from policy_server.ending import Ending
+with Ending(grace_s=0.5):
+    try:
+        print("ready", flush=True)
+        threading.Event().wait(60)
+    except KeyboardInterrupt:
+        threading.Event().wait(60)
+"""
+
+
+def run(code, number, times=1):
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            began = time.monotonic()
+            for _ in range(times):
+                process.send_signal(number)
+            out, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
+        return process.returncode, out, time.monotonic() - began
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_lets_the_process_clean_up(number):
+    code, out, _ = run(WAITS, number)
+    assert out == "cleaned up\n"
+    assert code == 128 + number
+
+
+def test_second_signal_does_not_disturb_the_cleaning_up():
+    code, out, _ = run(WAITS, signal.SIGINT, times=3)
+    assert out == "cleaned up\n"
+    assert code == 130
+
+
+@pytest.mark.parametrize("code", [STUCK, CLEANS_FOR_EVER])
+def test_process_that_does_not_react_is_ended(code):
+    status, _, elapsed_s = run(code, signal.SIGTERM)
+    assert status == 143
+    assert elapsed_s < 5
