@@ -1,7 +1,8 @@
 """Rows into batches: whatever waits when the engine is free is one inference.
 
-Loop thread only. There is no timer on the idle path: the first row of a loop iteration schedules
-a run for the end of that iteration, and everything that arrived meanwhile goes along.
+Loop thread only. There is no timer: the first row of a loop iteration schedules a run for the end
+of that iteration, and everything that arrived meanwhile goes along. Once all running episodes
+wait there is nothing to wait for, and the run is at once.
 
 Rows of training episodes pass a gate: in hold mode it is open while ``sample()`` wants experience,
 and closed in either mode while the buffer is full. Asks that wait there are released by the next
@@ -56,7 +57,7 @@ class Rows:
         self.observations = observations
         self.contexts: list[RowContext] = [track.context for track in tracks]
         self.greedy: NDArray[np.bool_] = np.array(
-            [track.episode.options.greedy for track in tracks], np.bool_
+            [not track.training and track.episode.options.greedy for track in tracks], np.bool_
         )
         self.logged = logged
         self.batch: InferredBatch | None = None
@@ -138,6 +139,7 @@ class Batcher:
         self._hold_timeout_s = hold_timeout_s
         self._wait_timeout_s = wait_timeout_s
         self._ready: list[Ask] = []
+        self._ready_rows = 0
         self._gated: deque[Ask] = deque()
         self._scheduled = False
         self.batches = 0
@@ -163,7 +165,11 @@ class Batcher:
             self._gated.append(ask)
             return
         self._ready.append(ask)
-        self._schedule()
+        self._ready_rows += ask.missing
+        if self._ready_rows >= self._store.open_episodes:
+            self._run()
+        else:
+            self._schedule()
 
     def open_gate(self) -> None:
         """Something changed: let waiting asks through if they may."""
@@ -228,11 +234,16 @@ class Batcher:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._run)
+            self._loop.call_soon(self._run_scheduled)
+
+    def _run_scheduled(self) -> None:
+        self._scheduled = False
+        if self._ready:
+            self._run()
 
     def _run(self) -> None:
-        self._scheduled = False
         asks, self._ready = self._ready, []
+        self._ready_rows = 0
         policy = self._policies.current
         if policy is None:
             fault = Fault(

@@ -23,18 +23,17 @@ _MAX_KEPT_ENDS = 1000
 
 
 class Ledger:
-    """Where every step went: received = delivered + discarded + held. Any thread."""
+    """Where every step went: received = delivered + discarded + held.
+
+    Attributes:
+        received: Steps that came in from clients. Loop thread only; the rest is for any thread.
+    """
 
     def __init__(self) -> None:
+        self.received = 0
         self._lock = threading.Lock()
-        self._received = 0
         self._delivered = 0
         self._discarded: Counter[str] = Counter()
-
-    def receive(self, steps: int) -> None:
-        """Steps came in from a client."""
-        with self._lock:
-            self._received += steps
 
     def deliver(self, steps: int) -> None:
         """Steps were handed to RLlib."""
@@ -51,7 +50,7 @@ class Ledger:
         """``received``, ``delivered`` and ``discarded_REASON``, of one moment."""
         with self._lock:
             return {
-                "received": self._received,
+                "received": self.received,
                 "delivered": self._delivered,
                 **{f"discarded_{reason}": n for reason, n in self._discarded.items()},
             }
@@ -77,13 +76,14 @@ class ExperienceBuffer:
 
     and the loop, after each message::
 
-        buffer.running(steps_in_running_episodes, sessions)
+        buffer.running_steps = steps_in_running_episodes
         if buffer.wants_cut():
             buffer.deliver_cut(cut_all_running_episodes())
 
     Attributes:
         ledger: Where every step went.
         complete_episodes: Running episodes are never cut (RLlib's ``batch_mode``).
+        running_steps: Complete steps in running episodes. Loop thread only.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class ExperienceBuffer:
     ) -> None:
         self.ledger = Ledger()
         self.complete_episodes = complete_episodes
+        self.running_steps = 0
         self._capacity = capacity_steps
         self._discards = when_full == "discard"
         self._changed = threading.Condition()
         self._chunks: deque[Chunk] = deque()
         self._buffered = 0
-        self._running = 0
         self._sessions = 0
         self._demand: _Demand | None = None
         self._wake_loop: Callable[[], None] = lambda: None
@@ -131,7 +131,7 @@ class ExperienceBuffer:
                 left = begin + limit + (_CUT_WAIT_S if demand.flush else 0.0) - time.monotonic()
                 if left > 0:
                     self._changed.wait(left)
-                elif demand.flush or not self._running:
+                elif demand.flush or not self.running_steps:
                     break
                 else:
                     demand.flush = True
@@ -158,14 +158,11 @@ class ExperienceBuffer:
         """Name what wakes the loop from another thread, after a demand or a hand-over."""
         self._wake_loop = wake_loop
 
-    def running(self, steps: int, sessions: int) -> None:
-        """Tell how many steps running episodes hold, and how many clients are connected."""
-        if sessions != self._sessions:
-            with self._changed:
-                self._running, self._sessions = steps, sessions
-                self._changed.notify_all()
-        else:
-            self._running = steps
+    def connected(self, sessions: int) -> None:
+        """Tell how many clients there are: with none, ``collect`` does not wait long."""
+        with self._changed:
+            self._sessions = sessions
+            self._changed.notify_all()
 
     def put(self, chunks: Iterable[Chunk]) -> None:
         """Append chunks; meets a demand if they suffice. Drops the oldest if that is the rule."""
@@ -213,8 +210,8 @@ class ExperienceBuffer:
             return False
         demand = self._demand
         if demand is not None and not demand.met:
-            return demand.flush or self._buffered + self._running >= demand.steps
-        return self._discards and self._buffered + self._running > self._capacity
+            return demand.flush or self._buffered + self.running_steps >= demand.steps
+        return self._discards and self._buffered + self.running_steps > self._capacity
 
     def flushed_whole(self) -> bool:
         """Whether a demand ran out of time where running episodes may not be cut."""
@@ -233,7 +230,7 @@ class ExperienceBuffer:
         if self._discards:
             return False
         # A running episode that may not be cut must be able to reach its end.
-        running = 0 if self.complete_episodes else self._running
+        running = 0 if self.complete_episodes else self.running_steps
         return self._buffered + running >= self._capacity
 
     # Any thread.
@@ -242,7 +239,7 @@ class ExperienceBuffer:
     def held(self) -> int:
         """Steps received and neither delivered nor discarded, running episodes included."""
         with self._changed:
-            return self._buffered + self._running
+            return self._buffered + self.running_steps
 
     @property
     def capacity_steps(self) -> int:

@@ -67,12 +67,14 @@ class AgentTrack:
         "rewards",
         "rows",
         "step",
+        "training",
         "waiters",
     )
 
     def __init__(self, episode: Episode, agent: str) -> None:
         self.episode = episode
         self.agent = agent
+        self.training = episode.options.training
         self.identity = EpisodeIdentity(episode.options.label)
         self.context = RowContext()
         self.step = -1
@@ -87,12 +89,22 @@ class AgentTrack:
         self.first_step = 0
         self.logged: list[int] = []
 
+    def observe(self, step: int, reward: float) -> None:
+        """The row of a step > 0, which completes the step before it."""
+        self.step = step
+        self.context.reward = reward
+        episode = self.episode
+        episode.return_ += reward
+        episode.length += 1
+        if self.training:
+            self.rewards.append(reward)
+
     def answer(self, batch: InferredBatch, row: int, *, logged: bool = False) -> None:
         """The awaited action was chosen."""
         self.awaiting = None
         self.queued = False
         self.last = (batch, row)
-        if self.episode.options.training:
+        if self.training:
             if logged:
                 self.logged.append(len(self.rows))
             self.rows.append(self.last)
@@ -219,6 +231,10 @@ class EpisodeBook:
         track = episode.tracks[agent] = AgentTrack(episode, agent)
         return track
 
+    def count_steps(self, *, trained: int, evaluated: int) -> None:
+        """Steps were completed: to be learnt from, or never."""
+        self._store.count_steps(trained=trained, evaluated=evaluated)
+
     def note_metrics(self, number: int, values: Mapping[str, float]) -> None:
         """The application's own numbers of a running episode; unknown episodes are ignored."""
         episode = self.running.get(number)
@@ -229,22 +245,6 @@ class EpisodeBook:
         """Whether this very end was recorded before."""
         ended = self._ended.get((number, agent))
         return ended is not None and ended[0] == step and ended[1] == status
-
-    def observe(self, track: AgentTrack, step: int, reward: float) -> None:
-        """Count the step that the previous action of this agent completes."""
-        episode = track.episode
-        track.step = step
-        track.context.reward = reward
-        if step == 0:
-            return
-        episode.return_ += reward
-        episode.length += 1
-        self._store.received += 1
-        if episode.options.training:
-            track.rewards.append(reward)
-            self._store.running_steps += 1
-        else:
-            self._store.evaluation_steps += 1
 
     def end(
         self, track: AgentTrack, step: int, status: int, reward: float, last: Columns | None
@@ -257,7 +257,9 @@ class EpisodeBook:
             status_learnt, last = TRUNCATED, track.last_observation()
         else:
             status_learnt = status
-            self.observe(track, step, reward)
+            if step > 0:
+                track.observe(step, reward)
+                self.count_steps(trained=track.training, evaluated=not track.training)
             if last is None and track.last is not None:
                 last = track.last_observation()
         self._remember_end(track, step, status)
@@ -293,7 +295,7 @@ class EpisodeBook:
                 return
             del self._ended[key]
 
-    def tracks(self) -> Iterator[AgentTrack]:
+    def training_tracks(self) -> Iterator[AgentTrack]:
         """Of all running agents that are learnt from."""
         for episode in self.running.values():
             if episode.options.training:
@@ -304,9 +306,6 @@ class EpisodeStore:
     """All sessions' books, and the way from their rows into the buffer.
 
     Attributes:
-        received: Steps since the last ``settle``; a batch of rows is counted once.
-        running_steps: Complete steps in running episodes, not handed in yet.
-        evaluation_steps: Steps since the last ``settle`` that will never be learnt from.
         open_episodes: Running, of all sessions.
     """
 
@@ -323,9 +322,6 @@ class EpisodeStore:
         self._max_open_per_session = max_open_per_session
         self._max_open = max_open
         self._books: set[EpisodeBook] = set()
-        self.received = 0
-        self.running_steps = 0
-        self.evaluation_steps = 0
         self.open_episodes = 0
 
     def book(self) -> EpisodeBook:
@@ -358,6 +354,14 @@ class EpisodeStore:
         """An episode started (+1) or ended (-1)."""
         self.open_episodes += change
 
+    def count_steps(self, *, trained: int, evaluated: int) -> None:
+        """Steps were completed: to be learnt from, or never."""
+        buffer = self._buffer
+        buffer.ledger.received += trained + evaluated
+        buffer.running_steps += trained
+        if evaluated:
+            buffer.ledger.discard("evaluation", evaluated)
+
     def cut_before(self, track: AgentTrack, batch: InferredBatch) -> None:
         """A chunk holds one policy version: cut where the new action comes from another."""
         if self._buffer.complete_episodes or not track.rewards:
@@ -369,24 +373,24 @@ class EpisodeStore:
         """Hand in all complete steps of running episodes, to meet a demand or to make room."""
         chunks = []
         for book in self._books:
-            for track in book.tracks():
+            for track in book.training_tracks():
                 chunk = track.take_chunk(track.last_observation())
                 if chunk is not None:
                     chunks.append(chunk)
-        self.running_steps = 0
+        self._buffer.running_steps = 0
         self._buffer.deliver_cut(chunks)
 
     def _put_running_chunk(self, track: AgentTrack) -> None:
         chunk = track.take_chunk(track.last_observation())
         if chunk is not None:
-            self.running_steps -= chunk.steps
+            self._buffer.running_steps -= chunk.steps
             self._buffer.put([chunk])
 
     def hand_in(self, track: AgentTrack, last: Columns, status: int, end: EpisodeEnd) -> None:
         """An agent's last chunk, with what to report of its episode."""
         options = track.episode.options
         steps = len(track.rewards)
-        self.running_steps -= steps
+        self._buffer.running_steps -= steps
         if status == ABANDONED:
             self._buffer.ledger.discard("abandoned", steps)
             return
@@ -407,18 +411,9 @@ class EpisodeStore:
         chunk.end = end
         self._buffer.put([chunk])
 
-    def settle(self, sessions: int) -> None:
-        """After each batch of rows: count them, and cut if the buffer asks for it."""
-        ledger = self._buffer.ledger
-        if self.received:
-            ledger.receive(self.received)
-            self.received = 0
-        if self.evaluation_steps:
-            ledger.discard("evaluation", self.evaluation_steps)
-            self.evaluation_steps = 0
-        self._buffer.running(self.running_steps, sessions)
+    def settle(self) -> None:
+        """After each batch of rows: cut running episodes if the buffer asks for it."""
         if self._buffer.wants_cut():
             self.cut_all()
-            self._buffer.running(self.running_steps, sessions)
         elif self._buffer.flushed_whole():
             self._buffer.deliver_cut([])

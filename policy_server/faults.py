@@ -16,6 +16,7 @@ from client_sdk.wire.faults import ERROR_TRAILER, Fault, Reason
 
 logger = logging.getLogger(__name__)
 
+
 class Incidents:
     """Unexpected errors of this process.
 

@@ -211,10 +211,12 @@ class RowRecorder:
         running = book.running
         statuses = rows.statuses
         agents = rows.agents
+        faults = rows.faults
+        trained = evaluated = 0
         for index, (number, step, reward) in enumerate(
             zip(rows.episodes, rows.steps, rows.rewards, strict=True)
         ):
-            if index in rows.faults:
+            if faults and index in faults:
                 continue
             agent = _ONLY_AGENT if agents is None else agents[index]
             status = RUNNING if statuses is None else statuses[index] or RUNNING
@@ -227,14 +229,18 @@ class RowRecorder:
                 and status == RUNNING
                 and track.awaiting is None
             ):
-                book.observe(track, step, reward)
+                track.observe(step, reward)
+                if track.training:
+                    trained += 1
+                else:
+                    evaluated += 1
             else:
                 try:
                     track = self._record_uncommon(
                         rows, index, book, track, number, agent, step, status, reward, answer, ask
                     )
                 except Fault as fault:
-                    answer.faults[index] = fault
+                    faults[index] = fault
                     continue
                 if track is None:
                     continue
@@ -242,6 +248,8 @@ class RowRecorder:
             track.queued = True
             tracks.append(track)
             indices.append(index)
+        if trained or evaluated:
+            book.count_steps(trained=trained, evaluated=evaluated)
         if tracks:
             self._ask(rows, answer, ask, tracks, indices)
         return answer
@@ -281,7 +289,7 @@ class RowRecorder:
             if status != RUNNING:
                 self._end(rows, index, book, track, step, status, 0.0)
                 return None
-            book.observe(track, step, 0.0)
+            track.step = 0
             return track
         if status == ABANDONED or (status != RUNNING and step == track.step + 1):
             self._end(rows, index, book, track, step, status, reward)
@@ -343,7 +351,7 @@ class RowRecorder:
                 logps=None if logps is None else np.array(logps),
             )
         elif not ask.gated:
-            ask.gated = any(track.episode.options.training for track in tracks)
+            ask.gated = any(track.training for track in tracks)
         answer.asked = Rows(tracks, observations, substitute)
         ask.add(answer.asked)
 

@@ -215,7 +215,6 @@ class PolicyServer:
             await parts.health.enter_graceful_shutdown()
             await server.stop(config.drain_s)
             parts.sessions.close_all()
-            parts.store.settle(0)
             if config.address_file is not None:
                 _remove_if_ours(Path(config.address_file), self._address)
 
@@ -260,7 +259,10 @@ class _Parts:
             max_open=config.max_open_episodes,
         )
         self.sessions = SessionRegistry(
-            self.store, lease_s=config.lease_s, max_sessions=config.max_sessions
+            self.store,
+            lease_s=config.lease_s,
+            max_sessions=config.max_sessions,
+            changed=server._buffer.connected,
         )
         self.batcher = Batcher(
             asyncio.get_running_loop(),
@@ -298,7 +300,7 @@ class _Parts:
 
     def demand_changed(self) -> None:
         """``sample()`` asks for experience, or took some."""
-        self.store.settle(len(self.sessions))
+        self.store.settle()
         self.batcher.open_gate()
 
     def sweep(self) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -114,7 +115,6 @@ class PolicyService:
         for agent, spec in request.agents.items():
             self._check_belief(agent, spec)
         session, _ = self._sessions.open(request.client_name, request.session_id)
-        self._settle()
         response = pb.OpenSessionResponse()
         response.CopyFrom(self._greeting)
         response.session_id = session.session_id
@@ -148,7 +148,6 @@ class PolicyService:
     async def _close_session(self, data: bytes) -> Message:
         request = _parse(pb.CloseSessionRequest, data)
         self._sessions.close(request.session_id)
-        self._settle()
         return pb.CloseSessionResponse()
 
     # Acting.
@@ -198,8 +197,8 @@ class PolicyService:
         book = session.book
         recorder = self._recorder
         groups = recorder.decode(request)
-        if request.metrics:
-            _check_metrics(request)
+        metrics = list(request.metrics)
+        _check_metrics(metrics)
         if request.starts:
             book.check_room(len(request.starts))
             for start in request.starts:
@@ -215,13 +214,13 @@ class PolicyService:
         answers: list[GroupAnswer] = []
         ask = Ask(lambda fault: done(answers, fault))
         # Before the rows, for an episode may end with them; and after, for it may start with them.
-        for metrics in request.metrics:
-            book.note_metrics(metrics.episode, metrics.values)
-        answers.extend(recorder.record(group, book, ask) for group in groups)
-        for metrics in request.metrics:
-            book.note_metrics(metrics.episode, metrics.values)
+        for noted in metrics:
+            book.note_metrics(noted.episode, noted.values)
+        answers.extend([recorder.record(group, book, ask) for group in groups])
+        for noted in metrics:
+            book.note_metrics(noted.episode, noted.values)
         self.requests += 1
-        self._settle()
+        self._store.settle()
         if ask.rows:
             self._batcher.submit(ask)
         elif not ask.missing:
@@ -236,9 +235,6 @@ class PolicyService:
         """Nobody waits for this ask any longer."""
         self._batcher.withdraw(ask)
 
-    def _settle(self) -> None:
-        self._store.settle(len(self._sessions))
-
 
 class _ActStream:
     """One ``StreamAct`` call: reads requests, writes answers in the order they get ready."""
@@ -249,6 +245,8 @@ class _ActStream:
         self._outbox: deque[pb.StreamActResponse] = deque()
         self._asks: dict[int, Ask] = {}
         self._news: asyncio.Future[None] | None = None  # what the idle writer waits for
+        self._writing = False
+        self._taking = False  # a request is being taken; its reader writes what it answers
         self._ended = False  # the client sends no more, but may wait for what it asked
         self._session: Session | None = None
         self._reader: asyncio.Task[Any] | None = None
@@ -271,6 +269,8 @@ class _ActStream:
         try:
             while (data := await self._context.read()) is not grpc.aio.EOF:  # type: ignore[comparison-overlap]
                 self._take(data, reader)
+                if self._outbox:  # answered at once: no need to wake the writer for it
+                    await self._flush()
             self._ended = True
             self._wake_writer()
             await writer
@@ -293,6 +293,7 @@ class _ActStream:
         service = self._service
         message = _parse(pb.StreamActRequest, data)
         number = message.request
+        self._taking = True
         try:
             session = service.session_of(message.act)
             if session is not self._session:
@@ -304,6 +305,8 @@ class _ActStream:
         except Exception as error:  # told in band: the stream goes on
             self._answer(number, [], as_fault(error, "handling a request failed"))
             return
+        finally:
+            self._taking = False
         if ask.missing:
             self._asks[number] = ask
 
@@ -315,18 +318,27 @@ class _ActStream:
         else:
             response.error.CopyFrom(fault.to_detail())
         self._outbox.append(response)
-        self._wake_writer()
+        if not self._taking:
+            self._wake_writer()
 
     def _wake_writer(self) -> None:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
+    async def _flush(self) -> None:
+        if self._writing:  # gRPC takes one write at a time; whoever writes goes on to the end
+            return
+        self._writing = True
+        try:
+            while self._outbox:
+                await self._context.write(self._outbox.popleft().SerializeToString())
+        finally:
+            self._writing = False
+
     async def _write_answers(self) -> None:
         loop = asyncio.get_running_loop()
-        outbox = self._outbox
         while True:
-            while outbox:
-                await self._context.write(outbox.popleft().SerializeToString())
+            await self._flush()
             if self._ended and not self._asks:
                 return
             self._news = loop.create_future()
@@ -364,10 +376,10 @@ def _check_protocol(version: str) -> None:
         )
 
 
-def _check_metrics(request: pb.ActRequest) -> None:
-    for index, metrics in enumerate(request.metrics):
+def _check_metrics(all_metrics: Sequence[pb.EpisodeMetrics]) -> None:
+    for index, metrics in enumerate(all_metrics):
         for name, value in metrics.values.items():
-            if value - value != 0.0:  # NaN or infinite
+            if not math.isfinite(value):
                 raise Fault(
                     Reason.NOT_FINITE,
                     f"expected a finite number, got {value}",

@@ -55,11 +55,13 @@ class SessionRegistry:
         *,
         lease_s: float,
         max_sessions: int,
+        changed: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._lease_s = lease_s
         self._max_sessions = max_sessions
+        self._changed = changed
         self.clock = clock
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
@@ -97,6 +99,7 @@ class SessionRegistry:
         session = Session(secrets.token_hex(16), title, self._store.book(), self.clock())
         self._sessions[session.session_id] = session
         self.opened += 1
+        self._changed(len(self._sessions))
         logger.info("%s: connected; %d sessions", title, len(self._sessions))
         return session, False
 
@@ -147,6 +150,7 @@ class SessionRegistry:
         _cancel_streams(session)
         lost = self._store.drop(session.book)
         self.episodes_lost += lost
+        self._changed(len(self._sessions))
         logger.info(
             "%s: %s; %d unfinished episodes truncated; %d sessions",
             session.title,
