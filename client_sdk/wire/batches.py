@@ -6,23 +6,18 @@ application's door. Immutable once built; any thread.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
-from numpy.typing import NDArray
 
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.faults import Fault, Reason
-from client_sdk.wire.leaves import Leaf, LeafSpec, child_suffix, leaf_of
+from client_sdk.wire.faults import Fault
+from client_sdk.wire.leaves import Columns, LeafSpec
+from client_sdk.wire.trees import tree_of, wrong_keys
 
 __all__ = ["Columns", "LeafSpec", "SpaceCodec"]
-
-Columns: TypeAlias = dict[str, NDArray[Any]]
-"""N values of a space: ``[N, *shape]`` for each leaf, by the leaf's path."""
 
 
 class SpaceCodec:
@@ -47,12 +42,9 @@ class SpaceCodec:
 
     def __init__(self, space: gym.Space[Any]) -> None:
         self.space = space
-        self._tree = _tree_of(space, (), "")
-        self._leaves: dict[str, Leaf] = {}
-        self._tree.register(self._leaves)
+        self._tree = tree_of(space)
+        self._leaves = {leaf.path: leaf for leaf in self._tree.leaves()}
         self.paths: tuple[str, ...] = tuple(self._leaves)
-        # Most spaces are a single leaf, and then the dictionaries have one known key.
-        self._only = self._tree.leaf if isinstance(self._tree, _LeafNode) else None
 
     def leaf(self, path: str) -> LeafSpec:
         """What the leaf of that path looks like."""
@@ -102,10 +94,6 @@ class SpaceCodec:
             Fault: SPACE_MISMATCH; a column has another shape or dtype than its leaf.
         """
         leaves = batch.leaves
-        only = self._only
-        if only is not None:
-            only.encode(columns[""], leaves[""])
-            return
         for path, leaf in self._leaves.items():
             leaf.encode(columns[path], leaves[path])
 
@@ -163,182 +151,6 @@ class SpaceCodec:
         return {path: np.zeros((n, *leaf.shape), leaf.dtype) for path, leaf in self._leaves.items()}
 
     def _wrong_leaves(self, leaves: Mapping[str, pb.Tensor], field: str) -> Fault:
-        return _wrong_keys("leaf", self._leaves, leaves, field)
-
-
-class _LeafNode:
-    """The end of a branch."""
-
-    def __init__(self, leaf: Leaf) -> None:
-        self.leaf = leaf
-        self._path = leaf.path
-        self.collect = leaf.collect
-        self.collect_batch = leaf.collect_batch
-
-    def register(self, leaves: dict[str, Leaf]) -> None:
-        leaves[self._path] = self.leaf
-
-    def value(self, columns: Columns, row: int) -> Any:
-        return self.leaf.value(columns[self._path], row)
-
-    def batched_value(self, columns: Columns) -> Any:
-        return self.leaf.batched_value(columns[self._path])
-
-
-class _DictNode:
-    def __init__(self, children: dict[str, _Tree], suffix: str) -> None:
-        self._children = children
-        self._suffix = suffix
-
-    def register(self, leaves: dict[str, Leaf]) -> None:
-        for child in self._children.values():
-            child.register(leaves)
-
-    def _check(self, value: Any, field: str) -> None:
-        if not isinstance(value, Mapping):
-            raise Fault(
-                Reason.SPACE_MISMATCH,
-                f"expected a dict with {_listed(self._children)}, got {type(value).__name__}",
-                field + self._suffix,
-            )
-        if value.keys() != self._children.keys():
-            raise _wrong_keys("key", self._children, value, field + self._suffix)
-
-    def collect(self, value: Any, field: str, columns: Columns) -> None:
-        self._check(value, field)
-        for key, child in self._children.items():
-            child.collect(value[key], field, columns)
-
-    def collect_batch(self, values: Any, n: int, field: str, columns: Columns) -> None:
-        if _is_list_of_values(values):
-            _collect_list(self, values, n, field, self._suffix, columns)
-            return
-        self._check(values, field)
-        for key, child in self._children.items():
-            child.collect_batch(values[key], n, field, columns)
-
-    def value(self, columns: Columns, row: int) -> Any:
-        return {key: child.value(columns, row) for key, child in self._children.items()}
-
-    def batched_value(self, columns: Columns) -> Any:
-        return {key: child.batched_value(columns) for key, child in self._children.items()}
-
-
-class _TupleNode:
-    def __init__(self, children: tuple[_Tree, ...], suffix: str) -> None:
-        self._children = children
-        self._suffix = suffix
-
-    def register(self, leaves: dict[str, Leaf]) -> None:
-        for child in self._children:
-            child.register(leaves)
-
-    def _check(self, value: Any, field: str) -> None:
-        if not isinstance(value, tuple | list):
-            got = type(value).__name__
-        elif len(value) != len(self._children):
-            got = str(len(value))
-        else:
-            return
-        raise Fault(
-            Reason.SPACE_MISMATCH,
-            f"expected a tuple of {len(self._children)}, got {got}",
-            field + self._suffix,
-        )
-
-    def collect(self, value: Any, field: str, columns: Columns) -> None:
-        self._check(value, field)
-        for child, part in zip(self._children, value, strict=True):
-            child.collect(part, field, columns)
-
-    def collect_batch(self, values: Any, n: int, field: str, columns: Columns) -> None:
-        if _is_list_of_values(values):
-            _collect_list(self, values, n, field, self._suffix, columns)
-            return
-        self._check(values, field)
-        for child, part in zip(self._children, values, strict=True):
-            child.collect_batch(part, n, field, columns)
-
-    def value(self, columns: Columns, row: int) -> Any:
-        return tuple(child.value(columns, row) for child in self._children)
-
-    def batched_value(self, columns: Columns) -> Any:
-        return tuple(child.batched_value(columns) for child in self._children)
-
-
-_Tree: TypeAlias = _LeafNode | _DictNode | _TupleNode
-
-
-def _tree_of(space: gym.Space[Any], parts: tuple[str, ...], suffix: str) -> _Tree:
-    if isinstance(space, spaces.Dict):
-        for key in space.spaces:
-            if not isinstance(key, str):
-                raise Fault(
-                    Reason.SPACE_MISMATCH,
-                    f"expected strings as keys, got {key!r} ({type(key).__name__})",
-                    f"space{suffix}",
-                )
-        return _DictNode(
-            {
-                key: _tree_of(child, (*parts, key), suffix + child_suffix(key))
-                for key, child in space.spaces.items()
-            },
-            suffix,
-        )
-    if isinstance(space, spaces.Tuple):
-        return _TupleNode(
-            tuple(
-                _tree_of(child, (*parts, str(index)), suffix + child_suffix(index))
-                for index, child in enumerate(space.spaces)
-            ),
-            suffix,
-        )
-    return _LeafNode(leaf_of(space, parts, suffix))
-
-
-def _is_list_of_values(values: Any) -> bool:
-    return isinstance(values, list) or (isinstance(values, np.ndarray) and values.dtype == object)
-
-
-def _collect_list(
-    node: _DictNode | _TupleNode, values: Any, n: int, field: str, suffix: str, columns: Columns
-) -> None:
-    """Add the columns of n single values of a composite space."""
-    if len(values) != n:
-        raise Fault(
-            Reason.SPACE_MISMATCH,
-            f"expected {n} rows, got {len(values)}. Send one value per row.",
-            field + suffix,
-        )
-    rows: list[Columns] = []
-    for index, value in enumerate(values):
-        row: Columns = {}
-        node.collect(value, f"{field}[{index}]", row)
-        rows.append(row)
-    leaves: dict[str, Leaf] = {}
-    node.register(leaves)
-    for path, leaf in leaves.items():
-        columns[path] = (
-            np.concatenate([row[path] for row in rows])
-            if rows
-            else np.zeros((0, *leaf.shape), leaf.dtype)
-        )
-
-
-def _wrong_keys(
-    noun: str, expected: Mapping[str, Any], got: Mapping[Any, Any], field: str
-) -> Fault:
-    missing = [key for key in expected if key not in got]
-    # A peer may send any number of keys, of any length: look no further than is told.
-    extra = itertools.islice((key for key in got if key not in expected), 3)
-    said = [f"missing {noun} {key!r}" for key in missing[:3]]
-    said += [f"unknown {noun} {key!r:.80}" for key in extra]
-    return Fault(
-        Reason.SPACE_MISMATCH, f"{'; '.join(said)}. Expected exactly {_listed(expected)}.", field
-    )
-
-
-def _listed(keys: Mapping[str, Any], limit: int = 20) -> str:
-    names = [repr(key) for key in keys]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "nothing") + more
+        fault = wrong_keys("leaf", self._leaves, leaves, field)
+        cure = 'Keys are JSON pointers without the first slash; "" where the space is a leaf.'
+        return Fault(fault.reason, f"{fault.message} {cure}", field)

@@ -13,20 +13,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.tensors import data_type_of, tensor_from_proto, wire_dtype
 
-_BLAS_ELEMENTS: Final = 4096
-"""Up to here one dot product is the cheapest exact test for NaN and infinity."""
+Columns: TypeAlias = dict[str, NDArray[Any]]
+"""N values of a space: ``[N, *shape]`` for each leaf, by the leaf's path."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +53,10 @@ def child_suffix(key: str | int) -> str:
 
 
 class Leaf:
-    """Values of a leaf space as columns; this base knows shapes and dtypes, not meanings."""
+    """Values of a leaf space as columns; this base knows shapes and dtypes, not meanings.
+
+    The end of a branch in ``trees``.
+    """
 
     # Integers of any width are welcome if they fit.
     counts = False
@@ -74,9 +76,13 @@ class Leaf:
             self._data_type if self._wire_dtype == spec.dtype and spec.dtype.kind != "b" else -1
         )
 
+    def leaves(self) -> Iterator[Leaf]:
+        """Itself alone."""
+        yield self
+
     # -- values to columns
 
-    def collect(self, value: Any, field: str, columns: dict[str, NDArray[Any]]) -> None:
+    def collect(self, value: Any, field: str, columns: Columns) -> None:
         """Add the column ``[1, *shape]`` of one value; may share its memory."""
         array = value if type(value) is np.ndarray else self._array_of(value, field)
         if array.shape != self.shape:
@@ -85,9 +91,7 @@ class Leaf:
             array = self._cast(array, field, array is not value)
         columns[self.path] = array[None]
 
-    def collect_batch(
-        self, values: Any, n: int, field: str, columns: dict[str, NDArray[Any]]
-    ) -> None:
+    def collect_batch(self, values: Any, n: int, field: str, columns: Columns) -> None:
         """Add the column of n values, stacked or in a sequence; may share their memory."""
         if type(values) is np.ndarray and values.dtype != object:
             array = values
@@ -104,20 +108,22 @@ class Leaf:
         except (ValueError, TypeError, OverflowError):  # ragged lists, foreign array types
             array = np.asarray(None)
         if array.dtype.kind not in "biuf":
-            raise self._fault(
+            raise self.fault(
                 Reason.SPACE_MISMATCH,
-                f"expected {self._wanted()}, got {_kind_of(value)}. Send numbers of that shape.",
+                f"expected {self._wanted()}, got {kind_of(value)}. Send numbers of that shape.",
                 field,
             )
         return array
 
     def _stack_of(self, values: Any, n: int, field: str) -> NDArray[Any]:
         if not hasattr(values, "__len__"):
-            raise self._fault(
+            raise self.fault(
                 Reason.SPACE_MISMATCH,
-                f"expected {n} values, stacked or in a list, got {_kind_of(values)}",
+                f"expected {n} values, stacked or in a list, got {kind_of(values)}",
                 field,
             )
+        if len(values) == 0:
+            return np.zeros((0, *self.shape), self.dtype)
         try:
             array = np.asarray(values)
         except (ValueError, TypeError, OverflowError):
@@ -126,13 +132,13 @@ class Leaf:
             return array
         # One of them is wrong; say which.
         if len(values) != n:
-            raise self._wrong_rows(len(values), n, field)
+            raise self.wrong_rows(len(values), n, field)
         rows: list[NDArray[Any]] = []
         for index, value in enumerate(values):
-            found: dict[str, NDArray[Any]] = {}
+            found: Columns = {}
             self.collect(value, f"{field}[{index}]", found)
             rows.append(found[self.path])
-        return np.concatenate(rows) if rows else np.zeros((0, *self.shape), self.dtype)
+        return np.concatenate(rows)
 
     # -- the wire
 
@@ -162,13 +168,13 @@ class Leaf:
 
     # -- columns to values
 
-    def value(self, column: NDArray[Any], row: int) -> Any:
+    def value(self, columns: Columns, row: int) -> Any:
         """One value of the space; the caller's to keep."""
-        return np.array(column[row])
+        return np.array(columns[self.path][row])
 
-    def batched_value(self, column: NDArray[Any]) -> Any:
+    def batched_value(self, columns: Columns) -> Any:
         """All values as a gymnasium vector env would give them; the caller's to keep."""
-        return np.array(column)
+        return np.array(columns[self.path])
 
     def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """Add a fault for each row that cannot be learnt from and has none yet."""
@@ -178,7 +184,7 @@ class Leaf:
 
     # -- faults
 
-    def _note(
+    def note(
         self,
         bad: NDArray[np.bool_],
         column: NDArray[Any],
@@ -207,34 +213,36 @@ class Leaf:
                 wanted = f"{expected[0][at].item()} to {expected[1][at].item()}"
             where = f" at {list(at)}" if at else ""
             message = f"expected {wanted}{where}, got {column[row][at].item()}"
-            faults[row] = self._fault(reason, message, field)
+            faults[row] = self.fault(reason, message, field)
 
     def _wanted(self) -> str:
         return f"{self.dtype} {self._shape_list}"
 
-    def _fault(self, reason: Reason, message: str, field: str) -> Fault:
+    def fault(self, reason: Reason, message: str, field: str) -> Fault:
+        """A fault of this leaf within the batch at that path."""
         return Fault(reason, message, field + self.suffix)
 
     def _check_rows(self, shape: tuple[int, ...], n: int, field: str) -> None:
         if shape == (n, *self.shape):
             return
         if shape[1:] == self.shape and shape:
-            raise self._wrong_rows(shape[0], n, field)
+            raise self.wrong_rows(shape[0], n, field)
         if shape[:1] == (n,):
             raise self._wrong_shape(shape[1:], field)
-        raise self._fault(
+        raise self.fault(
             Reason.SPACE_MISMATCH,
             f"expected {[n, *self.shape]}, got {list(shape)}. The first dimension counts rows.",
             field,
         )
 
-    def _wrong_rows(self, got: int, n: int, field: str) -> Fault:
-        return self._fault(
+    def wrong_rows(self, got: int, n: int, field: str) -> Fault:
+        """There are not n of them."""
+        return self.fault(
             Reason.SPACE_MISMATCH, f"expected {n} rows, got {got}. Send one value per row.", field
         )
 
     def _wrong_shape(self, got: tuple[int, ...], field: str) -> Fault:
-        return self._fault(
+        return self.fault(
             Reason.SPACE_MISMATCH,
             f"expected {self._shape_list}, got {list(got)}. Reshape it to what the space says.",
             field,
@@ -263,203 +271,18 @@ class Leaf:
                 least, most = int(array.min()), int(array.max())
                 if low <= least and most <= high:
                     return array.astype(target)
-                raise self._fault(
+                raise self.fault(
                     Reason.SPACE_MISMATCH,
                     f"expected {low} to {high} ({target}), got "
                     f"{least if least < low else most} ({source})",
                     field,
                 )
-        raise self._fault(
+        raise self.fault(
             Reason.SPACE_MISMATCH,
             f"expected {target} {self._shape_list}, got {source} {self._shape_list}. That cast may "
             "lose information: convert before sending, or change the space.",
             field,
         )
-
-
-class BoxLeaf(Leaf):
-    """Numbers within bounds. Observations may leave them; NaN and infinity are faults."""
-
-    def __init__(self, spec: LeafSpec, suffix: str) -> None:
-        super().__init__(spec, suffix)
-        self._low, self._high = spec.space.low, spec.space.high  # type: ignore[attr-defined]
-        self._is_float = spec.dtype.kind == "f"
-        self._has_blas = spec.dtype.kind == "f" and spec.dtype.itemsize >= 4
-
-    def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
-        """See ``Leaf``: NaN and infinity."""
-        if self._is_float:
-            # x*x is finite only if x is, and one that is not spoils the sum: exact when it says
-            # yes. A no may be mere overflow.
-            sure = (
-                self._has_blas
-                and column.size <= _BLAS_ELEMENTS
-                and math.isfinite(np.vdot(column, column))
-            )
-            if not sure:
-                finite = np.isfinite(column)
-                if not finite.all():
-                    self._note(~finite, column, field, faults, Reason.NOT_FINITE, "a finite number")
-
-    def find_outside(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
-        """See ``Leaf``."""
-        outside = (column < self._low) | (column > self._high)
-        if outside.any():
-            limits = (self._low, self._high)
-            self._note(outside, column, field, faults, Reason.SPACE_MISMATCH, limits)
-
-
-class CountingLeaf(Leaf):
-    """Integers from ``low`` to ``high``, both included, elementwise; anything else is a fault."""
-
-    counts = True
-
-    def __init__(
-        self, spec: LeafSpec, suffix: str, low: NDArray[np.integer], high: NDArray[np.integer]
-    ) -> None:
-        super().__init__(spec, suffix)
-        self._low, self._high = low.astype(spec.dtype), high.astype(spec.dtype)
-        self._unsigned = np.dtype(f"u{spec.dtype.itemsize}")
-        # high - low without overflow: modulo 2**bits, read as unsigned.
-        spans = (self._high.reshape(-1) - self._low.reshape(-1)).view(self._unsigned)
-        self._span = spans.reshape(spec.shape)
-        self._one_span = int(self._span.flat[0]) if _uniform(self._span) else None
-        self._from_zero = not self._low.any()
-
-    def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
-        """See ``Leaf``: anything that is not in the space."""
-        if not column.size:
-            return
-        # Below low wraps around to far above the span: one comparison for both ends.
-        offset = (column if self._from_zero else column - self._low).view(self._unsigned)
-        if self._one_span is not None:
-            if np.maximum.reduce(offset, axis=None) <= self._one_span:
-                return
-        elif (offset <= self._span).all():
-            return
-        limits = (self._low, self._high)
-        self._note(offset > self._span, column, field, faults, Reason.SPACE_MISMATCH, limits)
-
-
-class DiscreteLeaf(CountingLeaf):
-    """One integer. Its column is int64 whatever the space's own dtype is."""
-
-    def __init__(self, spec: LeafSpec, suffix: str) -> None:
-        space = spec.space
-        start, n = int(space.start), int(space.n)  # type: ignore[attr-defined]
-        super().__init__(spec, suffix, np.asarray(start), np.asarray(start + n - 1))
-        self._own_dtype = np.dtype(space.dtype)
-        self._own_type = self._own_dtype.type if self._own_dtype != spec.dtype else None
-
-    def value(self, column: NDArray[Any], row: int) -> Any:
-        """A numpy integer, as the space's ``sample()`` gives."""
-        own_type = self._own_type
-        return column[row] if own_type is None else own_type(column[row])
-
-    def batched_value(self, column: NDArray[Any]) -> Any:
-        """[N], of the space's own dtype."""
-        return column.astype(self._own_dtype)
-
-
-class TextLeaf(Leaf):
-    """A string: code points, then -1 up to the space's ``max_length``."""
-
-    def __init__(self, spec: LeafSpec, suffix: str) -> None:
-        super().__init__(spec, suffix)
-        self._space: spaces.Text = spec.space  # type: ignore[assignment]
-        self._code_points = np.array(sorted(map(ord, self._space.character_set)), np.int32)
-
-    def collect(self, value: Any, field: str, columns: dict[str, NDArray[Any]]) -> None:
-        """See ``Leaf``."""
-        columns[self.path] = self._row_of(value, field)[None]
-
-    def collect_batch(
-        self, values: Any, n: int, field: str, columns: dict[str, NDArray[Any]]
-    ) -> None:
-        """See ``Leaf``."""
-        if isinstance(values, str) or not hasattr(values, "__len__"):
-            raise self._fault(
-                Reason.SPACE_MISMATCH, f"expected {n} strings, got {_kind_of(values)}", field
-            )
-        if len(values) != n:
-            raise self._wrong_rows(len(values), n, field)
-        column = np.empty((n, *self.shape), self.dtype)
-        for index, value in enumerate(values):
-            column[index] = self._row_of(value, f"{field}[{index}]")
-        columns[self.path] = column
-
-    def _row_of(self, value: Any, field: str) -> NDArray[Any]:
-        limit = self._space.max_length
-        if not isinstance(value, str):
-            raise self._fault(
-                Reason.SPACE_MISMATCH, f"expected a string, got {_kind_of(value)}", field
-            )
-        if len(value) > limit:
-            raise self._fault(
-                Reason.SPACE_MISMATCH,
-                f"expected at most {limit} characters, got {len(value)}",
-                field,
-            )
-        row = np.full(limit, -1, self.dtype)
-        row[: len(value)] = [ord(character) for character in value]
-        return row
-
-    def value(self, column: NDArray[Any], row: int) -> Any:
-        """A string."""
-        points = column[row].tolist()
-        return "".join(map(chr, points[: points.index(-1)] if -1 in points else points))
-
-    def batched_value(self, column: NDArray[Any]) -> Any:
-        """A tuple of N strings."""
-        return tuple(self.value(column, row) for row in range(len(column)))
-
-    def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
-        """See ``Leaf``: too short, or a character of another charset."""
-        used = column != -1
-        lengths = used.sum(axis=1)
-        for row in range(len(column)):
-            if row in faults:
-                continue
-            points, length = column[row], int(lengths[row])
-            if not used[row, :length].all():
-                message = "expected code points, then -1 to the end, got -1 in between"
-            elif length < self._space.min_length:
-                message = f"expected at least {self._space.min_length} characters, got {length}"
-            elif not (known := np.isin(points[:length], self._code_points)).all():
-                stranger = int(points[:length][~known][0])
-                message = f"expected characters of the space's charset, got code point {stranger}"
-            else:
-                continue
-            faults[row] = self._fault(Reason.SPACE_MISMATCH, message, field)
-
-
-def leaf_of(space: gym.Space[Any], parts: Sequence[str], suffix: str) -> Leaf:
-    """The leaf for a space at that place.
-
-    Raises:
-        Fault: SPACE_MISMATCH; the contract has no such space or dtype.
-    """
-    path = child_path(parts)
-
-    def spec(dtype: Any, shape: Sequence[int]) -> LeafSpec:
-        return LeafSpec(path, np.dtype(dtype).newbyteorder("="), tuple(shape), space)
-
-    try:
-        if isinstance(space, spaces.Box):
-            return BoxLeaf(spec(space.dtype, space.shape), suffix)
-        if isinstance(space, spaces.Discrete):
-            return DiscreteLeaf(spec(np.int64, ()), suffix)
-        if isinstance(space, spaces.MultiDiscrete):
-            highest = space.start + (space.nvec - 1)
-            return CountingLeaf(spec(space.dtype, space.shape), suffix, space.start, highest)
-        if isinstance(space, spaces.MultiBinary):
-            zeros = np.zeros(space.shape, np.int8)
-            return CountingLeaf(spec(np.int8, space.shape), suffix, zeros, zeros + np.int8(1))
-        if isinstance(space, spaces.Text):
-            return TextLeaf(spec(np.int32, (space.max_length,)), suffix)
-    except Fault as fault:
-        raise Fault(fault.reason, fault.message, f"space{suffix}") from None
-    raise unsupported_space(space, suffix)
 
 
 def unsupported_space(space: Any, suffix: str) -> Fault:
@@ -472,16 +295,13 @@ def unsupported_space(space: Any, suffix: str) -> Fault:
     )
 
 
-def _uniform(array: NDArray[Any]) -> bool:
-    return array.size > 0 and bool((array == array.flat[0]).all())
-
-
 def _integers_of(dtype: np.dtype[Any]) -> tuple[int, int]:
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
 
 
-def _kind_of(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What something unexpected is, in a few words."""
     if value is None:
         return "None"
     if isinstance(value, np.ndarray):
