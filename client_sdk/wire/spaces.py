@@ -93,10 +93,7 @@ def _fill(proto: pb.Space, space: gym.Space[Any], where: str) -> None:
         for index, child in enumerate(space.spaces):
             _fill(proto.tuple.spaces.add(), child, where + child_suffix(index))
     elif isinstance(space, spaces.Box):
-        try:
-            proto.box.dtype = data_type_of(space.low.dtype)  # type: ignore[assignment]
-        except Fault as fault:
-            raise _refused(fault.message, where) from None
+        proto.box.dtype = _data_type(space.low.dtype, where)  # type: ignore[assignment]
         proto.box.shape.extend(space.shape)
         tensor_to_proto(_condensed(space.low), proto.box.low)
         tensor_to_proto(_condensed(space.high), proto.box.high)
@@ -104,6 +101,7 @@ def _fill(proto: pb.Space, space: gym.Space[Any], where: str) -> None:
         proto.discrete.n = int(space.n)
         proto.discrete.start = int(space.start)
     elif isinstance(space, spaces.MultiDiscrete):
+        _data_type(space.nvec.dtype, where)  # refuses what the contract lacks, and says where
         tensor_to_proto(space.nvec, proto.multi_discrete.nvec)
         if space.start.any():
             tensor_to_proto(space.start, proto.multi_discrete.start)
@@ -116,6 +114,13 @@ def _fill(proto: pb.Space, space: gym.Space[Any], where: str) -> None:
         proto.text.charset = space.characters
     else:
         raise unsupported_space(space, where)
+
+
+def _data_type(dtype: np.dtype[Any], where: str) -> int:
+    try:
+        return data_type_of(dtype)
+    except Fault as fault:
+        raise _refused(fault.message, where) from None
 
 
 def _condensed(bound: NDArray[Any]) -> NDArray[Any]:

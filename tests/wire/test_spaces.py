@@ -183,9 +183,14 @@ def test_a_space_that_the_contract_lacks_is_refused_with_its_place(space: gym.Sp
     assert caught.value.field == 'space["a"][0]'
 
 
-def test_a_box_of_a_dtype_that_the_contract_lacks_is_refused_with_its_place() -> None:
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Box(0, 1, (2,), np.uint64), spaces.MultiDiscrete([2, 3], dtype=np.uint64)],
+    ids=str,
+)
+def test_a_dtype_that_the_contract_lacks_is_refused_with_its_place(space: gym.Space[Any]) -> None:
     with pytest.raises(Fault, match="got uint64") as caught:
-        space_to_proto(spaces.Dict(a=spaces.Box(0, 1, (2,), np.uint64)))
+        space_to_proto(spaces.Dict(a=space))
     assert caught.value.field == 'space["a"]'
 
 
