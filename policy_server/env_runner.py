@@ -1,0 +1,485 @@
+"""RLlib's side of the policy server: weights come in, experience goes out. Actor thread only.
+
+RLlib must find no ``async def`` on this class or a base of it: Ray would then run its calls out of
+order. The gRPC server has a thread and an event loop of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Collection
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+import tree
+from gymnasium.vector.utils import batch_space
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import (
+    COMPONENT_ENV_TO_MODULE_CONNECTOR,
+    COMPONENT_MODULE_TO_ENV_CONNECTOR,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import (
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SAMPLE_TIMER,
+    TIME_BETWEEN_SAMPLING,
+    WEIGHTS_SEQ_NO,
+)
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from policy_server.buffer import ExperienceBuffer
+from policy_server.callbacks import Callbacks
+from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
+from policy_server.episode_metrics import EpisodeMetrics
+from policy_server.handover import HandOver
+from policy_server.inference import build_factory
+from policy_server.learner_view import LearnerViews, use_exact_filters
+from policy_server.policy_store import PolicyStore
+from policy_server.semantics import resolve
+from policy_server.server import PolicyServer
+
+_logger = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 0.09
+"""With no simulator connected ``sample()`` returns within 0.1 s: other runners may have some."""
+_SAY_IDLE_EVERY_S = 10.0
+_POLICY_SERVER = "policy_server"
+"""Key of the server's numbers in the env runners' results."""
+_GAUGES = frozenset({"sessions", "episodes_open", "requests_waiting"})
+"""Numbers of the server that go down as well."""
+
+
+class PolicyServerEnvRunner(EnvRunner, Checkpointable):
+    """An env runner without envs: simulators connect to it, act by its policy, and report rewards.
+
+    Name it in the config and RLlib does the rest::
+
+        config.env_runners(env_runner_cls=PolicyServerEnvRunner, num_env_runners=1)
+
+    The server listens in each remote runner, or in the local one if there are no others.
+
+    Attributes:
+        address: HOST:PORT of the server; empty where none is.
+    """
+
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+        """Build spaces, connectors, module; start listening.
+
+        Args:
+            config: Of the algorithm. ``env_config`` holds a ``PolicyServerConfig``.
+            kwargs: RLlib's: ``worker_index``, ``num_workers``, ``spaces``, ``tune_trial_id``.
+
+        Raises:
+            ValueError: A setting makes no sense with this algorithm; it is named.
+            ServerStartError: The port is in use.
+        """
+        super().__init__(config=config, **kwargs)
+        self.worker_index: int = kwargs.get("worker_index") or 0
+        self.tune_trial_id = kwargs.get("tune_trial_id")
+        if self.config.in_evaluation:
+            raise ValueError(
+                "evaluation env runners cannot be policy servers: simulators would have to know "
+                "when to connect to them. Let simulators start episodes with explore=False or "
+                "training_enabled=False instead (reported under env_runners/evaluation), or give "
+                "evaluation_config an env_runner_cls of its own."
+            )
+        if self.worker_index > 0:
+            # With more threads the tail of inference times is tens of milliseconds long. The
+            # setting is the process's, so a learner next to us must not be slowed by it.
+            torch.set_num_threads(1)
+
+        env_config = dict(self.config.env_config)
+        self._server_config = PolicyServerConfig.from_env_config(env_config)
+        self._observation_space, self._action_space = _spaces(self.config, kwargs.get("spaces"))
+        self._semantics = resolve(self.config, self._server_config, self.worker_index)
+
+        self._env_to_module = self._build_env_to_module()
+        self.spaces = self.get_spaces()
+        self.module: Any = None
+        self.make_module()
+        self._module_to_env = self.config.build_module_to_env_connector(spaces=self.spaces)
+
+        self._callbacks = Callbacks(self.config, env_runner=self, metrics_logger=self.metrics)
+        self._episode_metrics = EpisodeMetrics(self)
+        self._env_runner_state_server: Any = None  # set by IMPALA
+        self._weights_seq_no = 0
+        self._steps_since_weights = 0
+        self._steps_since_count = 0
+        self._time_after_sampling: float | None = None
+        self._said_idle_s = -math.inf
+        self._anything_to_report = False
+        self._version_offset = 0  # of versions over RLlib's numbers, after a restore
+        self._policies = PolicyStore()
+        self._server: PolicyServer | None = None
+        self.address = ""
+        if self.worker_index > 0 or self.config.num_env_runners == 0:
+            self._serve()
+
+    def _serve(self) -> None:
+        semantics, server_config = self._semantics, self._server_config
+        self._views = LearnerViews(
+            self._env_to_module, self._observation_space, self._build_env_to_module
+        )
+        self._factory = build_factory(
+            self.config,
+            self.module,
+            self._observation_space,
+            self._action_space,
+            self._env_to_module,
+            self._module_to_env,
+            worker_index=self.worker_index,
+        )
+        _logger.info(
+            "policies are served by the %s engine: %s", self._factory.name, self._factory.reason
+        )
+        self._buffer = ExperienceBuffer(
+            semantics.capacity_steps,
+            server_config.when_full,
+            complete_episodes=semantics.complete_episodes,
+        )
+        lookback = int(self.config.episode_lookback_horizon)
+        self._handover = HandOver(
+            views=self._views,
+            action_space=self._action_space,
+            ledger=self._buffer.ledger,
+            callbacks=self._callbacks,
+            rl_module=self.module,
+            # A recurrent module's state at the start of a chunk is the output of the step before.
+            lookback=max(1, lookback) if self.module.is_stateful() else lookback,
+            max_policy_lag=semantics.max_policy_lag,
+            joins_chunks=semantics.joins_chunks,
+        )
+        self._server = PolicyServer(
+            server_config,
+            observation_space=self._observation_space,
+            action_space=self._action_space,
+            policies=self._policies,
+            buffer=self._buffer,
+            hold=semantics.hold,
+            logged_actions_need_logp=semantics.logged_actions_need_logp,
+            normalize_actions=bool(self.config.normalize_actions),
+        )
+        self.address = self._server.start()
+
+    # Experience goes out.
+
+    def sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool | None = None,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[SingleAgentEpisode]:
+        """Wait for experience, a few seconds at most, and hand it over.
+
+        Args:
+            num_timesteps: Steps to aim at; None: a fragment, less what was handed over since the
+                last weights, so that a train batch is exceeded by one fragment at most.
+            num_episodes: Refused; simulators decide when an episode ends.
+            explore: None, or what the config says; simulators decide for each episode.
+            random_actions: Refused.
+            force_reset: Refused.
+
+        Returns:
+            Episodes and chunks of episodes. An empty list if nobody was connected, or nothing was
+            learnt from within ``sample_wait_s``.
+
+        Raises:
+            ValueError: An argument asks for what only an env loop can do.
+        """
+        if self._server is None:
+            raise ValueError(
+                f"{self} serves nobody: with num_env_runners={self.config.num_env_runners} "
+                "experience comes from the remote env runners"
+            )
+        _refuse_env_loop_arguments(
+            num_episodes=num_episodes,
+            explore=None if explore == self.config.explore else explore,
+            random_actions=random_actions or None,
+            force_reset=force_reset or None,
+        )
+        now = time.perf_counter()
+        if self._time_after_sampling is not None:
+            self.metrics.log_value(TIME_BETWEEN_SAMPLING, now - self._time_after_sampling)
+        self._pull_state()
+        self.metrics.log_value(WEIGHTS_SEQ_NO, self._weights_seq_no, window=1)
+        with self.metrics.log_time(SAMPLE_TIMER):
+            episodes = self._sample(num_timesteps)
+            if self._callbacks.wants("on_sample_end"):
+                self._callbacks.call("on_sample_end", samples=episodes)
+        self._time_after_sampling = time.perf_counter()
+        return episodes
+
+    def _sample(self, num_timesteps: int | None) -> list[SingleAgentEpisode]:
+        fragment = self._semantics.fragment_steps
+        if self._steps_since_weights >= fragment:
+            # Asked again under the same weights: it learns from several fragments at once, has
+            # not begun to learn, or the weights were lost on the way.
+            self._steps_since_weights = 0
+        target = num_timesteps or fragment - self._steps_since_weights
+        deadline = time.monotonic() + self._server_config.sample_wait_s
+        episodes: list[SingleAgentEpisode] = []
+        steps = ended = evaluated = 0
+        while steps < target:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            chunks = self._buffer.collect(
+                target - steps, timeout_s=left_s, idle_timeout_s=_IDLE_WAIT_S
+            )
+            policy = self._policies.current
+            handed = self._handover.take(chunks, 0 if policy is None else policy.version)
+            episodes += handed.episodes
+            steps += handed.steps
+            ended += len(handed.ends)
+            evaluated += len(handed.evaluation_ends)
+            self._episode_metrics.log(handed.ends, handed.evaluation_ends)
+            if not chunks:
+                break
+        self._steps_since_weights += steps
+        self._steps_since_count += steps
+        self._anything_to_report |= bool(steps or ended or evaluated)
+        if steps:
+            self._log_env_steps(metric=self._metrics_num_env_steps_sampled, num_steps=steps)
+        elif self._server is not None and not self._server.sessions:
+            self._say_idle()
+        SingleAgentEnvRunner._increase_sampled_metrics(self, steps, ended)
+        return episodes
+
+    def _say_idle(self) -> None:
+        now = time.monotonic()
+        if now - self._said_idle_s >= _SAY_IDLE_EVERY_S:
+            self._said_idle_s = now
+            _logger.warning("no simulator connected at %s; waiting for one", self.address)
+
+    def get_metrics(self) -> dict[str, Any]:
+        """What was logged since the last call, with the server's own numbers.
+
+        Nothing at all after a ``sample()`` that brought nothing: RLlib keeps the metrics of each
+        such call until its batch is full, which may take a night without simulators.
+        """
+        if self._server is not None:
+            if not self._anything_to_report and self.config.count_steps_by == "env_steps":
+                return {}
+            self._anything_to_report = False
+            self._log_server_metrics(self._server)
+        metrics: dict[str, Any] = self.metrics.reduce()
+        return metrics
+
+    def _log_server_metrics(self, server: PolicyServer) -> None:
+        policy = self._policies.current
+        numbers = {
+            **server.stats(),
+            "policy_version": -1 if policy is None else policy.version,
+            "callback_errors": self._callbacks.errors,
+            "handover_errors": self._handover.errors,
+        }
+        # RLlib joins the metrics of all calls that one batch took. What only grows is told as it
+        # is at last, the rest on average: so the ledger's sum comes out even.
+        for name, number in numbers.items():
+            reduce = "mean" if name in _GAUGES else "max"
+            self.metrics.log_value((_POLICY_SERVER, name), number, reduce=reduce, window=1)
+        ledger = {**self._buffer.ledger.snapshot(), "held": self._buffer.held}
+        for name, number in ledger.items():
+            self.metrics.log_value((_POLICY_SERVER, "ledger", name), number, window=1)
+
+    # Weights come in.
+
+    def get_spaces(self) -> dict[str, tuple[gym.Space[Any], gym.Space[Any]]]:
+        """See ``EnvRunner``."""
+        n = self.config.num_envs_per_env_runner
+        spaces = (self._observation_space, self._action_space)
+        return {
+            INPUT_ENV_SPACES: (batch_space(spaces[0], n), batch_space(spaces[1], n)),
+            INPUT_ENV_SINGLE_SPACES: spaces,
+            DEFAULT_MODULE_ID: (self._env_to_module.observation_space, spaces[1]),
+        }
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """See ``Checkpointable``; the same as RLlib's own env runner."""
+        state: dict[str, Any] = SingleAgentEnvRunner.get_state(
+            self, components, not_components=not_components, **kwargs
+        )
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take connector state and counters, and publish a policy if weights came along.
+
+        RLlib's number of the weights is followed, except that the version of a policy never goes
+        back: a lower number means that a checkpoint was restored, and its weights become the next
+        version. Number 0, or none, is always published; the number served already is no news.
+
+        Args:
+            state: What ``get_state`` gives, or parts of it; the weights may be an object ref.
+        """
+        if COMPONENT_ENV_TO_MODULE_CONNECTOR in state:
+            self._env_to_module.set_state(state[COMPONENT_ENV_TO_MODULE_CONNECTOR])
+        if COMPONENT_MODULE_TO_ENV_CONNECTOR in state:
+            self._module_to_env.set_state(state[COMPONENT_MODULE_TO_ENV_CONNECTOR])
+        # Before the weights: exploration schedules of the new policy depend on it.
+        if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
+            self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
+            self._steps_since_count = 0
+        if COMPONENT_RL_MODULE in state:
+            self._set_weights(state[COMPONENT_RL_MODULE], state.get(WEIGHTS_SEQ_NO, 0))
+
+    def _set_weights(self, weights: Any, seq_no: int) -> None:
+        if seq_no and seq_no == self._weights_seq_no:
+            return
+        if isinstance(weights, ray.ObjectRef):
+            weights = ray.get(weights)
+        if isinstance(weights, dict) and DEFAULT_MODULE_ID in weights:
+            weights = weights[DEFAULT_MODULE_ID]
+        if broken := _not_finite(weights):
+            message = f"weights {seq_no} are not finite ({broken}): the last good ones are kept"
+            _logger.error("%s", message)
+            if self._server is not None:
+                self._server.set_degraded(message)
+            return
+        self.module.set_state(weights)
+        if seq_no:
+            self._weights_seq_no = seq_no
+        if self._server is not None:
+            self._publish(self._server, seq_no)
+
+    def _publish(self, server: PolicyServer, seq_no: int) -> None:
+        current = self._policies.current
+        if current is None:
+            version = seq_no
+        else:
+            version = max(seq_no + self._version_offset, current.version + 1)
+        self._version_offset = version - seq_no if seq_no else self._version_offset
+        env_steps = self.num_env_steps_sampled_lifetime + self._steps_since_count * max(
+            1, self.config.num_env_runners
+        )
+        view = self._views.freeze(self._weights_seq_no)
+        self._policies.publish(self._factory.build(version, env_steps, view))
+        self._steps_since_weights = 0
+        server.set_degraded(None)
+
+    def _pull_state(self) -> None:
+        """Where IMPALA's runners fetch their weights instead of being sent them."""
+        if self._env_runner_state_server is None:
+            return
+        try:
+            state = ray.get(
+                self._env_runner_state_server.pull_if_newer.remote(self._weights_seq_no)
+            )
+        except ray.exceptions.RayError as error:
+            _logger.warning("no weights from the state server (%s); going on", type(error).__name__)
+            return
+        if state is not None:
+            self.set_state(state)
+
+    # What RLlib calls besides.
+
+    def make_env(self) -> None:
+        """Nothing to make: simulators bring their own."""
+
+    def make_module(self) -> None:
+        """Build the module from the config; its weights come later."""
+        spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
+        self.module = spec.build()
+
+    def assert_healthy(self) -> None:
+        """See ``EnvRunner``.
+
+        Raises:
+            RuntimeError: The constructor did not finish.
+        """
+        if getattr(self, "module", None) is None:
+            raise RuntimeError(f"{self} has no module: it was not constructed properly")
+
+    def stop(self) -> None:
+        """End the server, within a few seconds; whoever waits for it gets an error."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """See ``Checkpointable``."""
+        return (), {"config": self.config}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
+        """See ``Checkpointable``."""
+        return [
+            (COMPONENT_RL_MODULE, self.module),
+            (COMPONENT_ENV_TO_MODULE_CONNECTOR, self._env_to_module),
+            (COMPONENT_MODULE_TO_ENV_CONNECTOR, self._module_to_env),
+        ]
+
+    def _build_env_to_module(self) -> Any:
+        spaces = {INPUT_ENV_SINGLE_SPACES: (self._observation_space, self._action_space)}
+        return use_exact_filters(
+            self.config.build_env_to_module_connector(spaces=spaces),
+            reports=self.worker_index > 0,
+        )
+
+
+def _refuse_env_loop_arguments(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"sample({name}={value!r}): episodes belong to the simulators that connect here, "
+                "so they cannot be reset, counted or acted in from this side"
+            )
+
+
+def _not_finite(weights: Any) -> str | None:
+    """The path of the first array with a NaN or infinity."""
+    for path, value in tree.flatten_with_path(weights):
+        array = np.asarray(value)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return "/".join(map(str, path))
+    return None
+
+
+def _spaces(
+    config: AlgorithmConfig, spaces: dict[str, Any] | None
+) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """From the config, from another runner, or from the env that the config names."""
+    if config.observation_space is not None and config.action_space is not None:
+        return config.observation_space, config.action_space
+    if spaces and INPUT_ENV_SINGLE_SPACES in spaces:
+        observation_space, action_space = spaces[INPUT_ENV_SINGLE_SPACES]
+        return observation_space, action_space
+    if config.env is None:
+        raise ValueError(
+            "no spaces: set environment(observation_space=..., action_space=...), or env= to a "
+            "Gymnasium id with the same spaces as the simulators have"
+        )
+    env = _make_env(config)
+    try:
+        return env.observation_space, env.action_space
+    finally:
+        env.close()
+
+
+def _make_env(config: AlgorithmConfig) -> Any:
+    env_config = {key: value for key, value in config.env_config.items() if key != ENV_CONFIG_KEY}
+    if isinstance(config.env, str) and not _global_registry.contains(ENV_CREATOR, config.env):
+        return gym.make(config.env, **env_config)
+    creator = (
+        _global_registry.get(ENV_CREATOR, config.env) if isinstance(config.env, str) else config.env
+    )
+    return creator(EnvContext(env_config, worker_index=0))
