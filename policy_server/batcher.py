@@ -88,6 +88,11 @@ class Ask:
         self.rows.append(rows)
         self.missing += len(rows.tracks)
 
+    @property
+    def finished(self) -> bool:
+        """Whether ``done`` was called."""
+        return self._done is None
+
     def join(self, track: AgentTrack) -> None:
         """Wait for a row that another request is asking for already."""
         self.missing += 1

@@ -22,7 +22,7 @@ from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.spaces import diff, space_from_proto, space_to_proto
 from policy_server.batcher import Ask, Batcher
 from policy_server.episodes import EpisodeOptions, EpisodeStore
-from policy_server.faults import abort, as_fault
+from policy_server.faults import abort, as_fault, incidents
 from policy_server.rows import GroupAnswer, RowRecorder
 from policy_server.sessions import Session, SessionRegistry
 
@@ -92,7 +92,7 @@ class PolicyService:
         self._draining = True
         self._batcher.cancel(_draining())
         for stream in list(self._streams):
-            stream.drain()
+            stream.end(_draining())
 
     # Sessions.
 
@@ -154,22 +154,17 @@ class PolicyService:
 
     async def _act(self, data: bytes) -> Message:
         request = _parse(pb.ActRequest, data)
-        answered: asyncio.Future[list[GroupAnswer]] = asyncio.get_running_loop().create_future()
-
-        def done(answers: list[GroupAnswer], fault: Fault | None) -> None:
-            if answered.done():  # the call was cancelled meanwhile
-                return
-            if fault is None:
-                answered.set_result(answers)
-            else:
-                answered.set_exception(fault)
-
-        ask = self.begin(self.session_of(request), request, done)
+        session = self.session_of(request)
+        call = _ActCall()
+        ask = self.begin(session, request, call.answer)
+        if not ask.finished:
+            session.calls.add(call)
         try:
             response = pb.ActResponse()
-            self.encode(await answered, response)
+            self.encode(await call.answered, response)
             return response
         finally:
+            session.calls.discard(call)
             self.withdraw(ask)
 
     async def _stream_act(self, _requests: Any, context: _Context) -> None:
@@ -228,12 +223,40 @@ class PolicyService:
         return ask
 
     def encode(self, answers: list[GroupAnswer], response: pb.ActResponse) -> None:
-        """Fill a response with answered groups."""
-        self._recorder.encode(answers, response)
+        """Fill a response with answered groups.
+
+        Raises:
+            Fault: INTERNAL; the policy's actions are not of the action space.
+        """
+        try:
+            self._recorder.encode(answers, response)
+        except Exception as error:  # our bug, even where the codec finds it
+            raise incidents.record("encoding an answer failed", error) from error
 
     def withdraw(self, ask: Ask) -> None:
         """Nobody waits for this ask any longer."""
         self._batcher.withdraw(ask)
+
+
+class _ActCall:
+    """One ``Act`` call that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.answered: asyncio.Future[list[GroupAnswer]] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+    def answer(self, answers: list[GroupAnswer], fault: Fault | None) -> None:
+        """What the request comes to; ignored once the call has ended otherwise."""
+        if fault is not None:
+            self.end(fault)
+        elif not self.answered.done():
+            self.answered.set_result(answers)
+
+    def end(self, fault: Fault) -> None:
+        """See ``sessions.Call``."""
+        if not self.answered.done():
+            self.answered.set_exception(fault)
 
 
 class _ActStream:
@@ -243,79 +266,90 @@ class _ActStream:
         self._service = service
         self._context = context
         self._outbox: deque[pb.StreamActResponse] = deque()
-        self._asks: dict[int, Ask] = {}
+        self._asks: dict[int, Ask] = {}  # unanswered, by our own count of requests
+        self._taken = 0
         self._news: asyncio.Future[None] | None = None  # what the idle writer waits for
         self._writing = False
         self._taking = False  # a request is being taken; its reader writes what it answers
         self._ended = False  # the client sends no more, but may wait for what it asked
         self._session: Session | None = None
         self._reader: asyncio.Task[Any] | None = None
-        self._draining = False
+        self._fault: Fault | None = None  # what we end it with
 
-    def drain(self) -> None:
-        """The server stops: end with what is answered already."""
-        self._draining = True
-        if self._reader is not None:
-            self._reader.cancel()
+    def end(self, fault: Fault) -> None:
+        """See ``sessions.Call``; when draining, what is answered already is still sent."""
+        if self._fault is None:
+            self._fault = fault
+            if self._reader is not None:
+                self._reader.cancel()
 
     async def serve(self) -> None:
         """Until the client ends the stream and has its answers, or its connection breaks.
 
         Raises:
-            Fault: DRAINING, or the client sent garbage.
+            Fault: What it was ended with, or the client sent garbage.
         """
-        reader = self._reader = asyncio.current_task()
+        self._reader = asyncio.current_task()
         writer = asyncio.create_task(self._write_answers())
         try:
             while (data := await self._context.read()) is not grpc.aio.EOF:  # type: ignore[comparison-overlap]
-                self._take(data, reader)
+                self._take(data)
                 if self._outbox:  # answered at once: no need to wake the writer for it
                     await self._flush()
             self._ended = True
             self._wake_writer()
-            await writer
+            # Not awaited itself: our own cancellation must not reach it.
+            await asyncio.wait({writer})
+            writer.result()
         except asyncio.CancelledError:
-            if not self._draining:
+            if self._fault is None:  # the client went away
                 raise
-            self._ended = True
-            self._wake_writer()
-            await writer
-            raise _draining() from None
+            if self._fault.reason is Reason.DRAINING:
+                self._ended = True
+                self._wake_writer()
+                await asyncio.wait({writer})
+            raise self._fault from None
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
             for ask in list(self._asks.values()):
                 self._service.withdraw(ask)
             if self._session is not None:
-                self._session.streams.discard(reader)
+                self._session.calls.discard(self)
 
-    def _take(self, data: bytes, reader: asyncio.Task[Any] | None) -> None:
+    def _take(self, data: bytes) -> None:
         service = self._service
         message = _parse(pb.StreamActRequest, data)
         number = message.request
+        self._taken = ours = self._taken + 1
         self._taking = True
         try:
             session = service.session_of(message.act)
             if session is not self._session:
                 if self._session is not None:
-                    self._session.streams.discard(reader)
-                session.streams.add(reader)
+                    self._session.calls.discard(self)
+                session.calls.add(self)
                 self._session = session
-            ask = service.begin(session, message.act, functools.partial(self._answer, number))
+            ask = service.begin(session, message.act, functools.partial(self._answer, number, ours))
         except Exception as error:  # told in band: the stream goes on
-            self._answer(number, [], as_fault(error, "handling a request failed"))
+            self._answer(number, ours, [], as_fault(error, "handling a request failed"))
             return
         finally:
             self._taking = False
-        if ask.missing:
-            self._asks[number] = ask
+        if not ask.finished:
+            self._asks[ours] = ask
 
-    def _answer(self, number: int, answers: list[GroupAnswer], fault: Fault | None) -> None:
-        self._asks.pop(number, None)
+    def _answer(
+        self, number: int, ours: int, answers: list[GroupAnswer], fault: Fault | None
+    ) -> None:
+        self._asks.pop(ours, None)
         response = pb.StreamActResponse(request=number)
         if fault is None:
-            self._service.encode(answers, response.act)
-        else:
+            try:
+                self._service.encode(answers, response.act)
+            except Fault as error:  # must not cost the other requests of this batch their answers
+                fault = error
+        if fault is not None:
             response.error.CopyFrom(fault.to_detail())
         self._outbox.append(response)
         if not self._taking:

@@ -6,18 +6,25 @@ number instead.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.episodes import EpisodeBook, EpisodeStore
 
 logger = logging.getLogger(__name__)
+
+
+class Call(Protocol):
+    """A call under way in a session."""
+
+    def end(self, fault: Fault) -> None:
+        """Fail it with that."""
+        ...
 
 
 class Session:
@@ -27,16 +34,16 @@ class Session:
         session_id: 128 random bits; never logged.
         title: Its name and number, for logs.
         book: Its episodes.
-        streams: Tasks that serve its open streams; while there is one, the lease does not run.
+        calls: Open streams and requests that wait; while there is one, the lease does not run.
     """
 
-    __slots__ = ("book", "last_seen_s", "session_id", "streams", "title")
+    __slots__ = ("book", "calls", "last_seen_s", "session_id", "title")
 
     def __init__(self, session_id: str, title: str, book: EpisodeBook, now_s: float) -> None:
         self.session_id = session_id
         self.title = title
         self.book = book
-        self.streams: set[asyncio.Task[Any] | None] = set()
+        self.calls: set[Call] = set()
         self.last_seen_s = now_s
 
 
@@ -76,7 +83,7 @@ class SessionRegistry:
         """The session of that id if it still lives, else a new one.
 
         Returns:
-            The session, and whether it was resumed. Streams of a resumed one are ended: they
+            The session, and whether it was resumed. Older calls of a resumed one are ended: they
             belong to a connection that the client gave up.
 
         Raises:
@@ -85,7 +92,14 @@ class SessionRegistry:
         known = self._sessions.get(resume_id)
         if known is not None:
             known.last_seen_s = self.clock()
-            _cancel_streams(known)
+            _end_calls(
+                known,
+                Fault(
+                    Reason.NOT_READY,
+                    "this call is over: its session was resumed on another connection; ask again "
+                    "there",
+                ),
+            )
             logger.info("%s: resumed", known.title)
             return known, True
         if len(self._sessions) >= self._max_sessions:
@@ -137,7 +151,7 @@ class SessionRegistry:
         now = self.clock()
         before = now - self._lease_s
         for session in list(self._sessions.values()):
-            if session.streams:
+            if session.calls:
                 session.last_seen_s = now
             elif session.last_seen_s < before:
                 del self._sessions[session.session_id]
@@ -147,7 +161,14 @@ class SessionRegistry:
             session.book.forget_ends(before)
 
     def _end(self, session: Session, why: str) -> None:
-        _cancel_streams(session)
+        _end_calls(
+            session,
+            Fault(
+                Reason.UNKNOWN_SESSION,
+                f"this call is over, for its session is: {why}. Open another one",
+                "session_id",
+            ),
+        )
         lost = self._store.drop(session.book)
         self.episodes_lost += lost
         self._changed(len(self._sessions))
@@ -160,11 +181,10 @@ class SessionRegistry:
         )
 
 
-def _cancel_streams(session: Session) -> None:
-    for task in session.streams:
-        if task is not None:
-            task.cancel()
-    session.streams.clear()
+def _end_calls(session: Session, fault: Fault) -> None:
+    calls, session.calls = session.calls, set()
+    for call in calls:
+        call.end(fault)
 
 
 def _printable(name: str) -> str:
