@@ -1,0 +1,18 @@
+"""Connect a simulator to a policy server, and learn. Needs neither ray nor torch."""
+
+from client_sdk.client import Episode, EpisodeBatch, PolicyClient
+from client_sdk.config import Timeouts, TlsConfig
+from client_sdk.errors import BatchError, PolicyClientError, PolicyTimeout
+from client_sdk.exchange import ClientStats
+
+__all__ = [
+    "BatchError",
+    "ClientStats",
+    "Episode",
+    "EpisodeBatch",
+    "PolicyClient",
+    "PolicyClientError",
+    "PolicyTimeout",
+    "Timeouts",
+    "TlsConfig",
+]

@@ -1,0 +1,356 @@
+"""``RemoteActor``: asks a policy server for actions over one stream, through thick and thin. Blocking.
+
+The flows of one call (settle what was told, send, wait, ask again, connect again) in the order in
+which they happen; what they mean is ``episode``'s and ``exchange``'s. One call at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from client_sdk.config import Address, Timeouts
+from client_sdk.diagnosis import diagnose
+from client_sdk.episode import BatchTrack, EpisodeTrack, Rows, Status, Track
+from client_sdk.errors import (
+    ClosedClientError,
+    ConnectError,
+    InvalidValueError,
+    PolicyClientError,
+    PolicyTimeout,
+    UnavailableError,
+    error_from_fault,
+)
+from client_sdk.exchange import Exchange, Pending, logger
+from client_sdk.transport import (
+    MAX_REDIRECTS,
+    Backoff,
+    Connection,
+    Disconnected,
+    Endpoint,
+    Overdue,
+    Stream,
+)
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.batches import Columns
+
+MAX_UNANSWERED = 256
+"""So many requests may be on their way without anyone waiting; the next one waits for the first."""
+
+_CLOSED = "the client was closed meanwhile"
+
+
+class RemoteActor:
+    """The blocking shell around an ``Exchange``. Its stream keeps the session's lease."""
+
+    def __init__(self, endpoint: Endpoint, exchange: Exchange, timeouts: Timeouts) -> None:
+        self.exchange = exchange
+        self._endpoint = endpoint
+        self._timeouts = timeouts
+        self._connection: Connection | None = None
+        self._stream: Stream | None = None
+        self._closing = threading.Event()
+        self._again: list[Pending] = []
+
+    # -- verbs ---------------------------------------------------------------------------------
+
+    def act(self, track: EpisodeTrack, observation: Any, reward: float = 0.0) -> Any:
+        """Record where an episode is; returns the next action."""
+        pending = track.pending
+        if pending is not None and pending.told:
+            self._settle(track)
+            pending = None
+        # A step that was asked and not answered is asked again, as it was: the server may have
+        # recorded it.
+        if pending is None:
+            columns = self.exchange.observation(observation)
+            track.add_reward(reward)
+            pending = self._send(self.exchange.issue(track, track.row(columns)))
+        self._wait(pending)
+        return self.exchange.action(pending)
+
+    def log_action(
+        self,
+        track: EpisodeTrack,
+        observation: Any,
+        action: Any,
+        logp: float | None = None,
+        reward: float = 0.0,
+    ) -> None:
+        """Record what the application did by itself."""
+        self._settle(track)
+        exchange = self.exchange
+        columns, logged = exchange.observation(observation), exchange.logged_action(action, logp)
+        track.add_reward(reward)
+        told = exchange.logged_actions_welcome
+        pending = exchange.issue(track, track.row(columns, Status.RUNNING, logged, logp), told=told)
+        self._send(pending)
+        if not told:
+            # Refused for the algorithm's sake, or never: so the first one is waited for.
+            self._wait(pending)
+            exchange.acknowledge(pending)
+            exchange.logged_actions_welcome = True
+
+    def end(
+        self, track: EpisodeTrack, observation: Any, status: Status, reward: float = 0.0
+    ) -> None:
+        """Record where an episode ended; nobody waits for the answer."""
+        if observation is None and status is Status.TRUNCATED:
+            raise InvalidValueError(
+                "a truncated episode needs its last observation: the learner bootstraps from it",
+                field="observation",
+            )
+        self._settle(track)
+        columns = None if observation is None else self.exchange.observation(observation)
+        track.add_reward(reward)
+        if track.step:  # else: an episode without a step, of which the server has not heard
+            self.tell(track, track.row(columns, status))
+
+    def abandon(self, track: EpisodeTrack) -> None:
+        """Take an episode back; nobody waits for the answer."""
+        if track.begun:
+            self.tell(track, track.last_row())
+
+    def act_batch(
+        self, track: BatchTrack, observations: Any, rewards: Any, terminated: Any, truncated: Any
+    ) -> Any:
+        """Record a vector step; returns the next actions."""
+        pending = track.pending
+        if pending is None:
+            columns: Columns = self.exchange.observations(observations, track.n)
+            rows = track.rows(columns, rewards, terminated, truncated)
+            if rows is None:
+                return self.exchange.no_actions(track.n)
+            pending = self._send(self.exchange.issue(track, rows))
+        self._wait(pending)
+        return self.exchange.actions(pending, track.n)
+
+    def abandon_rows(self, track: BatchTrack, indices: Sequence[int]) -> None:
+        """Take some episodes of a batch back, after whatever was asked of it before."""
+        if track.pending is not None:
+            self._wait(track.pending)
+            track.pending = None
+        last = track.abandon(indices)
+        if last is not None:
+            self.tell(track, last)
+
+    def tell(self, track: Track, rows: Rows) -> None:
+        """Send rows that end what they speak of."""
+        self._send(self.exchange.issue(track, rows, told=True, final=True))
+
+    def ping(self) -> float:
+        """Seconds that a round trip takes, without an action."""
+        exchange, timeout_s = self.exchange, self._timeouts.action_s
+        if self._stream is None:
+            self._connect_again()
+        request = pb.ActRequest(session_id=exchange.session.id if exchange.session else "")
+        start = time.perf_counter()
+        try:
+            if self._connection is not None:
+                self._connection.act(request, min(timeout_s, 3600.0))
+        except Disconnected as lost:
+            self._lost(lost.why)
+            raise ConnectError(f"connection to {self._endpoint.address} lost: {lost.why}") from None
+        return time.perf_counter() - start
+
+    # -- one request ---------------------------------------------------------------------------
+
+    def _send(self, pending: Pending) -> Pending:
+        if len(self.exchange.pending) > MAX_UNANSWERED:
+            self._wait(next(iter(self.exchange.pending.values())))
+        if self._stream is not None:  # else: sent with everything unanswered, once connected
+            self._stream.send(pending.data)
+        return pending
+
+    def _settle(self, track: EpisodeTrack) -> None:
+        """Wait for the episode's previous row, so that two of one episode are never on their way."""
+        pending = track.pending
+        if pending is not None:
+            self._wait(pending)
+            self.exchange.acknowledge(pending)
+
+    def _wait(self, pending: Pending, within_s: float | None = None) -> None:
+        """Read answers until that request has one.
+
+        Raises:
+            PolicyTimeout: It has none within ``Timeouts.action_s``.
+            ConnectError: The connection could not be made again.
+        """
+        exchange = self.exchange
+        action_s = self._timeouts.action_s if within_s is None else within_s
+        deadline = time.monotonic() + action_s
+        while pending.answer is None:
+            stream = self._stream
+            if stream is None:
+                self._connect_again(within_s)
+                deadline = time.monotonic() + action_s
+                continue
+            if self._again:
+                self._ask_again(stream, pending, deadline)
+            try:
+                answered = exchange.take(stream.receive(deadline))
+            except Disconnected as lost:
+                self._lost(lost.why)
+                continue
+            except Overdue:
+                self._drop()
+                raise self._timeout() from None
+            except PolicyClientError:
+                self._drop()
+                raise
+            if exchange.session_lost:
+                self._lost("the server does not know the session any more")
+            elif answered is not None and answered.again is not None:
+                answered.due = time.monotonic() + answered.again_in_s()
+                self._again.append(answered)
+
+    def _ask_again(self, stream: Stream, wanted: Pending, deadline: float) -> None:
+        """Repeat what is due; wait for it if it is what the caller waits for."""
+        postponed, self._again = self._again, []
+        for pending in postponed:
+            if pending is wanted:
+                if pending.due >= deadline:
+                    self._again.append(pending)
+                    self._pause(deadline - time.monotonic())
+                    cause = error_from_fault(pending.again) if pending.again else None
+                    raise self._timeout() from cause
+                self._pause(pending.due - time.monotonic())
+            elif pending.due > time.monotonic():
+                self._again.append(pending)
+                continue
+            if pending.answer is None:
+                pending.again = None
+                self.exchange.stats.asked_again += 1
+                stream.send(pending.data)
+
+    def _timeout(self) -> PolicyTimeout:
+        return PolicyTimeout(
+            f"no answer from {self._endpoint.address} within {self._timeouts.action_s:.3g} s "
+            "(Timeouts.action_s). Calling again asks for the same step."
+        )
+
+    def _pause(self, seconds: float) -> None:
+        if seconds > 0:
+            self._closing.wait(min(seconds, threading.TIMEOUT_MAX))
+        if self._closing.is_set():
+            raise ClosedClientError(_CLOSED)
+
+    # -- the connection ------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Open the session.
+
+        Raises:
+            ConnectError: Nobody answered within ``Timeouts.connect_s``; the class says how.
+            PolicyClientError: The server refuses this client.
+        """
+        self._connect(self._timeouts.connect_s)
+
+    def _connect_again(self, within_s: float | None = None) -> None:
+        self._connect(self._timeouts.reconnect_s if within_s is None else within_s)
+        self.exchange.stats.reconnects += 1
+        logger.info(
+            "connected to %s again; %d unanswered requests sent again",
+            self._endpoint.address,
+            len(self.exchange.pending),
+        )
+
+    def _connect(self, budget_s: float) -> None:
+        start = time.monotonic()
+        reserve_s = min(1.5, 0.2 * budget_s)  # for saying why it did not work
+        until = start + budget_s - reserve_s
+        session = self.exchange.session
+        # Several attempts must fit into the lease.
+        backoff = Backoff(most_s=min(2.0, session.lease_s / 6.0) if session else 1.0)
+        while True:
+            self._pause(0.0)
+            attempt_s = min(max(until - time.monotonic(), 0.05), self._timeouts.connect_s)
+            asked_s: float | None = None
+            try:
+                self._open(attempt_s)
+                return
+            except Disconnected as lost:
+                refusal: PolicyClientError | None = None
+                why = lost.why
+            except PolicyClientError as error:
+                if not isinstance(error, UnavailableError) and error.retry_after_s is None:
+                    raise
+                refusal, why, asked_s = error, str(error), error.retry_after_s
+            delay_s = backoff.delay_s() if asked_s is None else asked_s
+            if time.monotonic() + delay_s >= until:
+                waited_s = time.monotonic() - start
+                raise refusal or diagnose(self._endpoint, waited_s, why, reserve_s)
+            self._pause(delay_s)
+
+    def _open(self, timeout_s: float) -> None:
+        """One attempt: session, then stream, then whatever is not answered."""
+        target = self._endpoint.address
+        for _ in range(MAX_REDIRECTS + 1):
+            connection = Connection(self._endpoint, target)
+            try:
+                response = connection.open_session(self.exchange.hello(), timeout_s)
+                if response.redirect_address:
+                    target = Address.parse(response.redirect_address)
+                    connection.close()
+                    continue
+                unanswered = self.exchange.adopt(response)
+                stream = connection.stream_act(self._timeouts.action_s)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._stream = connection, stream
+            self._again.clear()
+            for pending in unanswered:
+                stream.send(pending.data)
+            if self._closing.is_set():
+                self._drop()
+                raise ClosedClientError(_CLOSED)
+            return
+        raise ConnectError(f"{self._endpoint.address} sends us on more than {MAX_REDIRECTS} times")
+
+    def _lost(self, why: str) -> None:
+        self._drop()
+        if self._closing.is_set():
+            raise ClosedClientError(_CLOSED)
+        logger.warning("connection to %s lost (%s); connecting again", self._endpoint.address, why)
+
+    def _drop(self) -> None:
+        """Give up stream and channel; the session lives on for its lease."""
+        stream, self._stream = self._stream, None
+        connection, self._connection = self._connection, None
+        if stream is not None:
+            stream.close()
+        if connection is not None:
+            connection.close()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """Make whoever waits raise ClosedClientError. Any thread."""
+        self._closing.set()
+        if (stream := self._stream) is not None:
+            stream.close()
+
+    def finish(self) -> None:
+        """See that ended episodes have arrived, and close the session: within ``close_s``."""
+        until = time.monotonic() + self._timeouts.close_s
+        try:
+            for pending in list(self.exchange.pending.values()):
+                if pending.told:
+                    self._wait(pending, max(until - time.monotonic(), 0.05))
+        except (PolicyClientError, Disconnected) as error:
+            logger.warning("closing without knowing whether the last episodes arrived: %s", error)
+        session, connection = self.exchange.session, self._connection
+        if session is not None and connection is not None:
+            with contextlib.suppress(PolicyClientError, Disconnected):
+                left_s = max(until - time.monotonic(), 0.1)
+                connection.close_session(pb.CloseSessionRequest(session_id=session.id), left_s)
+        self.abort()
+
+    def abort(self) -> None:
+        """Let go of everything, without a word."""
+        self._closing.set()
+        self._drop()

@@ -1,0 +1,484 @@
+"""``PolicyClient``: the blocking client, in the verbs of RLlib's old one and as objects.
+
+Thin: what an episode is lives in ``episode``, what travels in ``exchange``, how in ``actors``. Not
+thread-safe, and it says so when it notices; not to be used after a fork.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import gymnasium as gym
+
+from client_sdk.actors import RemoteActor
+from client_sdk.client_base import ClientBase
+from client_sdk.config import Timeouts, TlsConfig
+from client_sdk.episode import BatchTrack, EpisodeTrack, end_status
+from client_sdk.errors import EpisodeEndedError
+
+
+class PolicyClient(ClientBase):
+    """A simulator's connection to a policy server.
+
+    ::
+
+        with PolicyClient("localhost:9900") as client:
+            episode_id = client.start_episode()
+            observation, _ = env.reset()
+            done = False
+            while not done:
+                action = client.get_action(episode_id, observation)
+                observation, reward, terminated, truncated, info = env.step(action)
+                client.log_returns(episode_id, reward)
+                done = terminated or truncated
+            client.end_episode(episode_id, observation, truncated=not terminated)
+
+    Use it from one thread at a time, in the process that made it; any number of episodes may be
+    open. When the connection is lost, the call under way connects again and goes on; what became of
+    the open episodes is logged ("client_sdk") and counted (``stats``).
+
+    Args:
+        address: ``"host:port"`` or ``"http://host:port"``.
+        inference_mode: ``"remote"``: the server is asked for every action.
+        token: Bearer token; refused over plaintext beyond this machine unless ``insecure``.
+        tls: Certificates; None: plaintext.
+        insecure: Send the token in plaintext to other machines all the same.
+        timeouts: How long to wait for what.
+        name: For the server's logs; host name and process id if not given.
+        observation_space: What this program believes in; a server with another one is refused.
+        action_space: Likewise.
+
+    Raises:
+        ConnectError: Nobody answers within ``timeouts.connect_s``; its subclass says how.
+        UnauthenticatedError: The token is missing or wrong.
+        SpaceMismatchError: The server's spaces are others; the message says where.
+        InvalidValueError: An argument is none that can work.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        inference_mode: str = "remote",
+        *,
+        token: str | None = None,
+        tls: TlsConfig | None = None,
+        insecure: bool = False,
+        timeouts: Timeouts | None = None,
+        name: str | None = None,
+        observation_space: gym.Space[Any] | None = None,
+        action_space: gym.Space[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            address,
+            inference_mode=inference_mode,
+            token=token,
+            tls=tls,
+            insecure=insecure,
+            timeouts=timeouts,
+            name=name,
+            observation_space=observation_space,
+            action_space=action_space,
+        )
+        self._actor = RemoteActor(self._endpoint, self._exchange, self._timeouts)
+        try:
+            self._actor.connect()
+        except BaseException:
+            self._actor.abort()
+            raise
+        self._guard.closed = False
+
+    # -- RLlib's verbs -------------------------------------------------------------------------
+
+    def start_episode(
+        self, episode_id: str | None = None, training_enabled: bool = True, explore: bool = True
+    ) -> str:
+        """Begin an episode. Costs nothing until its first action.
+
+        Args:
+            episode_id: A name that no running episode of this client has; None: one is made up.
+            training_enabled: False keeps it out of training; its return is reported apart.
+            explore: False asks for the likeliest actions; kept out of training as well.
+
+        Returns:
+            The id by which the other verbs know it.
+
+        Raises:
+            EpisodeStateError: An episode of that name is running.
+        """
+        with self._guard:
+            return self._start(episode_id, training_enabled, explore).id
+
+    def get_action(self, episode_id: str, observation: Any) -> Any:
+        """Record where the episode is and return what to do next.
+
+        Args:
+            episode_id: From ``start_episode``.
+            observation: One value of the observation space.
+
+        Returns:
+            One value of the action space. Arrays are yours to keep.
+
+        Raises:
+            InvalidValueError: The observation is none; nothing was recorded, and the episode goes
+                on with the next call.
+            EpisodeStateError: The episode has ended, or never began.
+            PolicyTimeout: No answer in time. Calling again is safe: it asks for the same step, for
+                the observation that was sent.
+            ConnectError: The connection was lost and could not be made again in time.
+        """
+        with self._guard:
+            return self._actor.act(self._book.find(episode_id), observation)
+
+    def log_action(
+        self, episode_id: str, observation: Any, action: Any, logp: float | None = None
+    ) -> None:
+        """Record where the episode is and what the application does there by itself.
+
+        Does not wait for the answer (but the first time): a refusal is raised by the next call for
+        this episode.
+
+        Args:
+            episode_id: From ``start_episode``.
+            observation: One value of the observation space.
+            action: One value of the action space.
+            logp: Log-density of that action; some algorithms (PPO) cannot learn without.
+
+        Raises:
+            LogpRequiredError: This algorithm needs ``logp``.
+            InvalidValueError: One of them is not what it should be; nothing was recorded.
+        """
+        with self._guard:
+            self._actor.log_action(self._book.find(episode_id), observation, action, logp)
+
+    def log_returns(
+        self,
+        episode_id: str,
+        reward: float,
+        info: Mapping[Any, Any] | None = None,
+        multiagent_done_dict: Mapping[Any, Any] | None = None,
+    ) -> None:
+        """Add to what the last action earned. Sent with the next row.
+
+        Args:
+            episode_id: From ``start_episode``.
+            reward: Added to what was logged since the last action; none at all means 0.
+            info: Its numbers become metrics of the episode; the last value of a name counts.
+            multiagent_done_dict: None.
+
+        Raises:
+            NotFiniteError: A reward or a number in ``info`` is NaN or infinite.
+            InvalidValueError: A reward before the first action.
+        """
+        with self._guard:
+            self._log_returns(episode_id, reward, info, multiagent_done_dict)
+
+    def end_episode(self, episode_id: str, observation: Any, *, truncated: bool = False) -> None:
+        """Record where the episode ended. Costs no round trip.
+
+        Args:
+            episode_id: From ``start_episode``.
+            observation: The final one.
+            truncated: It was cut off from outside (a time limit), and might have gone on.
+
+        Raises:
+            InvalidValueError: The observation is none; the episode is still running.
+        """
+        with self._guard:
+            track = self._book.find(episode_id)
+            self._actor.end(track, observation, end_status(terminated=False, truncated=truncated))
+            self._ended(track)
+
+    def update_policy_weights(self) -> None:
+        """Nothing to do: the server always acts with its newest policy."""
+        with self._guard:
+            pass
+
+    # -- objects -------------------------------------------------------------------------------
+
+    def episode(
+        self,
+        episode_id: str | None = None,
+        *,
+        training_enabled: bool = True,
+        explore: bool = True,
+    ) -> Episode:
+        """Begin an episode; see ``Episode``. Arguments as in ``start_episode``."""
+        with self._guard:
+            return Episode(self, self._start(episode_id, training_enabled, explore))
+
+    def episodes(
+        self, n: int, *, training_enabled: bool = True, explore: bool = True
+    ) -> EpisodeBatch:
+        """N episodes that step together; see ``EpisodeBatch``.
+
+        Raises:
+            LimitExceededError: More than the server accepts in one message, or open at a time.
+        """
+        with self._guard:
+            return EpisodeBatch(self, self._start_batch(n, training_enabled, explore))
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def ping(self) -> float:
+        """Seconds that a round trip to the server takes, without an action in it.
+
+        Raises:
+            ConnectError: The connection is lost; the next call connects again.
+        """
+        with self._guard:
+            return self._actor.ping()
+
+    def close(self) -> None:
+        """End the session; running episodes are truncated at their last step. Idempotent.
+
+        Waits at most ``timeouts.close_s`` for what is on its way. May be called by another thread,
+        or by a signal handler, while a call is under way: that call raises ClosedClientError.
+        """
+        if self._guard.closed:
+            return
+        self._guard.closed = True
+        if self._guard.forked:
+            return  # the connection is the parent's
+        if self._guard.wait_free(0.0):
+            self._actor.finish()
+            return
+        self._actor.interrupt()
+        if self._guard.wait_free(self._timeouts.close_s):
+            self._actor.abort()
+
+    def __enter__(self) -> Self:
+        self._guard.check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        guard = getattr(self, "_guard", None)
+        if guard is None or guard.closed or guard.forked:
+            return
+        warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+        self._actor.abort()
+
+
+class Episode:
+    """One run of one agent, from reset to end.
+
+    ::
+
+        with client.episode() as episode:
+            observation, _ = env.reset()
+            reward, terminated, truncated = 0.0, False, False
+            while not (terminated or truncated):
+                action = episode.act(observation, reward)
+                observation, reward, terminated, truncated, _ = env.step(action)
+            episode.end(observation, reward, terminated=terminated, truncated=truncated)
+
+    Left without an end, it is abandoned: nothing more is learnt from it.
+    """
+
+    def __init__(self, client: PolicyClient, track: EpisodeTrack) -> None:
+        self._client = client
+        self._track = track
+
+    @property
+    def id(self) -> str:
+        """By which the client's verbs know it too."""
+        return self._track.id
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._track.ended
+
+    def act(self, observation: Any, reward: float = 0.0) -> Any:
+        """Record where the episode is and return what to do next.
+
+        Args:
+            observation: One value of the observation space.
+            reward: Earned since the previous ``act``; must be 0 at the first.
+
+        Returns:
+            One value of the action space. Arrays are yours to keep.
+
+        Raises:
+            EpisodeEndedError: The episode has already ended.
+            InvalidValueError: A value that cannot be sent; nothing was recorded.
+            PolicyTimeout: No answer in time. Calling again is safe: it asks for the same step, and
+                neither argument is read.
+            ConnectError: The connection was lost and could not be made again in time.
+        """
+        client, track = self._client, self._track
+        with client._guard:
+            track.check_running()
+            return client._actor.act(track, observation, reward)
+
+    def log_action(
+        self, observation: Any, action: Any, logp: float | None = None, reward: float = 0.0
+    ) -> None:
+        """Record where the episode is and what the application does by itself.
+
+        See ``PolicyClient.log_action``; ``reward`` as in ``act``.
+        """
+        client, track = self._client, self._track
+        with client._guard:
+            track.check_running()
+            client._actor.log_action(track, observation, action, logp, reward)
+
+    def log_returns(self, reward: float = 0.0, info: Mapping[Any, Any] | None = None) -> None:
+        """Add to what the last action earned, and to the metrics; see ``PolicyClient``."""
+        with self._client._guard:
+            self._track.check_running()
+            self._client._log_returns(self._track.id, reward, info, None)
+
+    def end(
+        self,
+        observation: Any = None,
+        reward: float = 0.0,
+        *,
+        terminated: bool = False,
+        truncated: bool = False,
+    ) -> None:
+        """Record where the episode ended. Costs no round trip.
+
+        Args:
+            observation: The final one; may be left out unless truncated.
+            reward: Earned since the previous ``act``.
+            terminated: The task itself is over. So it is if neither is given.
+            truncated: It was cut off from outside, and might have gone on.
+
+        Raises:
+            EpisodeEndedError: It has already ended.
+            InvalidValueError: A value that cannot be sent; the episode is still running.
+        """
+        client, track = self._client, self._track
+        with client._guard:
+            track.check_running()
+            status = end_status(terminated=terminated, truncated=truncated)
+            client._actor.end(track, observation, status, reward)
+            client._ended(track)
+
+    def abandon(self) -> None:
+        """Take it back: it never happened (crash, level unload). Nothing more is learnt from it."""
+        client, track = self._client, self._track
+        with client._guard:
+            if not track.ended:
+                client._actor.abandon(track)
+                client._ended(track)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._client.closed:
+            self.abandon()
+
+
+class EpisodeBatch:
+    """N episodes that step together, in Gymnasium's NEXT_STEP order.
+
+    ::
+
+        with client.episodes(envs.num_envs) as batch:
+            observations, _ = envs.reset()
+            actions = batch.act(observations)
+            while True:
+                actions = batch.act(*envs.step(actions)[:4])
+
+    One message for all of them per step. Left, it abandons what is running.
+
+    Attributes:
+        n: How many.
+    """
+
+    def __init__(self, client: PolicyClient, track: BatchTrack) -> None:
+        self._client = client
+        self._track = track
+        self._closed = False
+        self.n = track.n
+
+    def act(
+        self,
+        observations: Any,
+        rewards: Any = None,
+        terminated: Any = None,
+        truncated: Any = None,
+    ) -> Any:
+        """Record where the episodes are and return what to do next.
+
+        Where a row ended, ``observations[i]`` is its final observation and the action returned for
+        it means nothing; the next call's ``observations[i]`` is the first of a new episode, and its
+        reward is ignored.
+
+        Args:
+            observations: N values, as a vector environment gives them: ``[N, ...]``, or dicts and
+                tuples of such arrays.
+            rewards: [N] Earned since the previous call; None: nothing.
+            terminated: [N] Rows whose task is over; None: none.
+            truncated: [N] Rows that were cut off from outside; None: none.
+
+        Returns:
+            N actions in the same form: ``[N, ...]``. Arrays are yours to keep.
+
+        Raises:
+            BatchError: Some rows cannot be sent (then nothing was, and ``abandon`` drops them), or
+                were refused (then ``error.actions`` has the others').
+            InvalidValueError: A value that cannot be sent; nothing was recorded.
+            PolicyTimeout: No answer in time. Calling again is safe: it asks for the same step, and
+                the arguments are not read.
+            ConnectError: The connection was lost and could not be made again in time.
+        """
+        client = self._client
+        with client._guard:
+            if self._closed:
+                raise EpisodeEndedError("this batch has ended; start another one")
+            return client._actor.act_batch(
+                self._track, observations, rewards, terminated, truncated
+            )
+
+    def abandon(self, rows: Sequence[int]) -> None:
+        """Take the episodes in those rows back; their next observations begin new ones.
+
+        Raises:
+            InvalidValueError: No such row.
+        """
+        client = self._client
+        with client._guard:
+            client._actor.abandon_rows(self._track, rows)
+
+    def close(self) -> None:
+        """Take back what is running. Idempotent."""
+        if self._closed:
+            return
+        client = self._client
+        with client._guard:
+            last = self._track.abandon(self._track.running())
+            if last is not None:
+                client._actor.tell(self._track, last)
+            self._closed = True
+            client._exchange.tracks.discard(self._track)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._client.closed:
+            self.close()

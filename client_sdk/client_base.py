@@ -1,0 +1,153 @@
+"""What the blocking and the asyncio client share: their construction, and what they know.
+
+No I/O. Owned by one client, like everything that it holds.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from client_sdk.config import Address, Timeouts, TlsConfig, check_token
+from client_sdk.episode import (
+    BatchTrack,
+    EpisodeBook,
+    EpisodeOptions,
+    EpisodeTrack,
+    numbers_of_info,
+)
+from client_sdk.errors import InvalidValueError, LimitExceededError, NotConnectedError
+from client_sdk.exchange import ClientStats, Exchange, Session
+from client_sdk.transport import Endpoint, Guard
+
+
+class ClientBase:
+    """A server to talk to, and the episodes that are open there."""
+
+    _what = "PolicyClient"
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        inference_mode: str = "remote",
+        token: str | None = None,
+        tls: TlsConfig | None = None,
+        insecure: bool = False,
+        timeouts: Timeouts | None = None,
+        name: str | None = None,
+        observation_space: gym.Space[Any] | None = None,
+        action_space: gym.Space[Any] | None = None,
+    ) -> None:
+        # First of all, so that __del__ finds them whatever is refused below.
+        self._guard = Guard(self._what)
+        self._guard.closed = True
+        if inference_mode != "remote":
+            raise InvalidValueError(
+                f'expected "remote", got {inference_mode!r}: this release asks the server for '
+                'every action, so use inference_mode="remote"',
+                field="inference_mode",
+            )
+        self._address = Address.parse(address)
+        check_token(token, self._address, tls=tls is not None, insecure=insecure)
+        self._endpoint = Endpoint(self._address, tls, token)
+        self._timeouts = timeouts or Timeouts()
+        self._name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self._exchange = Exchange(self._name, observation_space, action_space)
+        self._book = EpisodeBook(self._exchange.numbering)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._guard.closed else f"{len(self._book.open)} open episodes"
+        return f"<{type(self).__name__} {self._name!r} of {self._address}, {state}>"
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Of the policy, as the server told it."""
+        return self._session.observation_space
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Of the actions that the application executes, as the server told it."""
+        return self._session.action_space
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the training side tells its simulators: level, difficulty, frame skip. A copy.
+
+        Whole numbers are ints, whatever they were before they travelled.
+        """
+        return dict(self._session.config)
+
+    @property
+    def policy_version(self) -> int:
+        """Of the policy that gave the latest action."""
+        return self._exchange.policy_version
+
+    @property
+    def stats(self) -> ClientStats:
+        """What became of connections and episodes so far. Live; read only."""
+        return self._exchange.stats
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` has been called."""
+        return self._guard.closed
+
+    @property
+    def _session(self) -> Session:
+        session = self._exchange.session
+        if session is None:
+            raise NotConnectedError(
+                "nothing is known of the server before the first connection: connect first"
+            )
+        return session
+
+    def _start(self, episode_id: str | None, training_enabled: bool, explore: bool) -> EpisodeTrack:
+        track = self._book.start(episode_id, training_enabled=training_enabled, explore=explore)
+        self._exchange.tracks.add(track)
+        return track
+
+    def _ended(self, track: EpisodeTrack) -> None:
+        self._exchange.tracks.discard(track)
+        self._book.end(track)
+
+    def _start_batch(self, n: int, training_enabled: bool, explore: bool) -> BatchTrack:
+        if n < 1:
+            raise InvalidValueError(f"expected at least 1, got {n!r}", field="n")
+        session = self._session
+        for limit, setting in (
+            (session.max_rows_per_request, "max_rows_per_request"),
+            (session.max_open_episodes, "max_open_episodes_per_session"),
+        ):
+            if 0 < limit < n:
+                raise LimitExceededError(
+                    f"a batch of {n} episodes exceeds the server's limit of {limit} "
+                    f"(PolicyServerConfig.{setting}). Use several smaller batches, or raise it."
+                )
+        track = BatchTrack(
+            self._exchange.numbering, n, EpisodeOptions("", training_enabled, explore)
+        )
+        self._exchange.tracks.add(track)
+        return track
+
+    def _log_returns(
+        self,
+        episode_id: str,
+        reward: float,
+        info: Mapping[Any, Any] | None,
+        multiagent_done_dict: Mapping[Any, Any] | None,
+    ) -> None:
+        if multiagent_done_dict is not None:
+            raise InvalidValueError(
+                "expected None: the server's episodes have a single agent. Say that an episode is "
+                "over with end_episode().",
+                field="multiagent_done_dict",
+            )
+        track = self._book.find(episode_id)
+        metrics = numbers_of_info(info)
+        track.add_reward(reward)
+        track.add_metrics(metrics)

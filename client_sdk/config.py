@@ -1,0 +1,140 @@
+"""Settings of a client as frozen values, and how an address is written. No I/O but reading PEM files."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from os import PathLike
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from client_sdk.errors import InvalidValueError
+
+PROTOCOL_VERSION = "1.0"
+"""Of the contract that this client speaks."""
+
+Pem = bytes | str | PathLike[str]
+"""PEM data itself, or the path of a file of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeouts:
+    """How long the client waits before it gives up. Seconds; ``math.inf`` waits for ever.
+
+    Raises:
+        InvalidValueError: One of them is not positive; the message names it.
+    """
+
+    connect_s: float = 10.0
+    """The first connection, from the constructor's start; a refusal is tried again until then."""
+    action_s: float = 300.0
+    """One answer while connected, the time that a learning server holds it back included."""
+    reconnect_s: float = 300.0
+    """Coming back after a lost connection, each time."""
+    close_s: float = 5.0
+    """Closing: the acknowledgements of episodes that just ended, then of the session."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (isinstance(value, int | float) and value > 0):
+                raise InvalidValueError(
+                    f"expected a positive number of seconds, got {value!r}",
+                    field=f"Timeouts.{field.name}",
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class TlsConfig:
+    """Encrypts the connection and proves who is at its ends.
+
+    Each value is PEM data as bytes, or the path of a PEM file. None of them is shown in ``repr``.
+    """
+
+    root_certificates: Pem | None = dataclasses.field(default=None, repr=False)
+    """Authorities that may sign the server's certificate; None: those that gRPC trusts."""
+    certificate: Pem | None = dataclasses.field(default=None, repr=False)
+    """This client's certificate chain, where the server asks for one (mTLS)."""
+    key: Pem | None = dataclasses.field(default=None, repr=False)
+    """Its private key."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidValueError(
+                "a client certificate needs both certificate= and key=", field="TlsConfig"
+            )
+        for field in dataclasses.fields(self):
+            self.read(field.name)
+
+    def read(self, name: str) -> bytes | None:
+        """The PEM data of one field.
+
+        Raises:
+            InvalidValueError: Its file cannot be read.
+        """
+        value: Pem | None = getattr(self, name)
+        if value is None or isinstance(value, bytes):
+            return value
+        try:
+            return Path(value).read_bytes()
+        except OSError as error:
+            raise InvalidValueError(
+                f"cannot read {str(value)!r}: {error.strerror}", field=f"TlsConfig.{name}"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nothing that is sent there leaves this machine."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``host:port``, ``[v6]:port`` or ``http://host:port``.
+
+        Raises:
+            InvalidValueError: It is none of these.
+        """
+        rest = text.strip()
+        if rest.startswith(("http://", "https://")):
+            rest = rest.split("//", 1)[1].removesuffix("/")
+        try:
+            parts = urlsplit(f"//{rest}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if not host or not port or parts.path or parts.query or parts.username is not None:
+            raise InvalidValueError(
+                f'expected "host:port" such as "localhost:9900", got {text!r}', field="address"
+            )
+        return cls(host, port)
+
+
+def check_token(token: str | None, address: Address, *, tls: bool, insecure: bool) -> None:
+    """Refuse to show a token to a network that can read it.
+
+    Raises:
+        InvalidValueError: The token would leave this machine in plain text.
+    """
+    if token is None or tls or insecure or address.is_loopback:
+        return
+    raise InvalidValueError(
+        f"a token would travel to {address} in plain text, where anyone on the way can read it. "
+        "Pass tls=TlsConfig(...), or insecure=True if the network itself is trusted.",
+        field="token",
+    )

@@ -1,0 +1,366 @@
+"""Where a server is and how it is spoken to: channels, credentials, statuses as exceptions.
+
+``Endpoint`` says how to connect; ``Connection`` and ``Stream`` are the blocking way to do it (see
+``aio_transport`` for the other). No retries here, and no meaning: bytes and messages in and out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from client_sdk.config import Address, TlsConfig
+from client_sdk.errors import (
+    ClosedClientError,
+    ConcurrentUseError,
+    ForkedClientError,
+    IncompatibleProtocolError,
+    LimitExceededError,
+    PolicyClientError,
+    ServerError,
+    UnauthenticatedError,
+    error_from_fault,
+)
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.faults import ERROR_TRAILER, Fault
+
+SERVICE = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
+MAX_REDIRECTS = 3
+
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+def fork_count() -> int:
+    """How many forks lie between this process and the first one. gRPC survives none of them."""
+    return _forks
+
+
+class Disconnected(Exception):
+    """The connection is gone, or never was: worth trying again. Never leaves the package."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Overdue(Exception):
+    """A deadline has passed; the stream was given up with it. Never leaves the package."""
+
+
+class Guard:
+    """Lets one call at a time in, and none after a fork or the end. Any thread.
+
+    Attributes:
+        closed: Set once; nobody is let in afterwards.
+    """
+
+    __slots__ = ("_forks", "_lock", "_what", "closed", "owner")
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._lock = threading.Lock()
+        self._forks = _forks
+        self.closed = False
+        self.owner = 0
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that made it."""
+        return self._forks != _forks
+
+    def check(self) -> None:
+        """Raise if nobody may come in any more.
+
+        Raises:
+            ForkedClientError: This is another process.
+            ClosedClientError: It is closed.
+        """
+        if self._forks != _forks:
+            raise ForkedClientError(
+                f"this {self._what} was made before os.fork(), and its connection belongs to the "
+                f"parent process; make a new {self._what} in this one"
+            )
+        if self.closed:
+            raise ClosedClientError(f"this {self._what} is closed")
+
+    def __enter__(self) -> None:
+        if self._forks != _forks or self.closed:
+            self.check()
+        if not self._lock.acquire(blocking=False):
+            raise ConcurrentUseError(
+                f"another thread is inside this {self._what}, which is not thread-safe: "
+                f"give each thread its own {self._what}, or take a lock around it"
+            )
+        self.owner = threading.get_ident()
+
+    def __exit__(self, *exception: object) -> None:
+        self.owner = 0
+        self._lock.release()
+
+    def wait_free(self, timeout_s: float) -> bool:
+        """Come in once nobody is inside, to close. A caller that is inside itself never waits."""
+        if self.owner == threading.get_ident():
+            return False
+        return self._lock.acquire(timeout=timeout_s)
+
+
+class Backoff:
+    """Delays between attempts: doubling, bounded, and scattered so that clients do not march in step."""
+
+    def __init__(self, first_s: float = 0.1, most_s: float = 2.0) -> None:
+        self._next_s = first_s
+        self._most_s = max(first_s, most_s)
+
+    def delay_s(self) -> float:
+        """The next delay."""
+        delay_s = self._next_s
+        self._next_s = min(delay_s * 2.0, self._most_s)
+        return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A server to connect to, and who we are."""
+
+    address: Address
+    tls: TlsConfig | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Sent with every call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """None: plaintext."""
+        if self.tls is None:
+            return None
+        return grpc.ssl_channel_credentials(
+            root_certificates=self.tls.read("root_certificates"),
+            private_key=self.tls.read("key"),
+            certificate_chain=self.tls.read("certificate"),
+        )
+
+    def options(self, target: Address) -> list[tuple[str, Any]]:
+        """Channel options for this server, or for ``target`` that it named instead of itself."""
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            # Half-open connections are noticed within 20 s.
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            # Retries are ours, and each attempt starts afresh: no memory of the last one.
+            ("grpc.enable_retries", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if target.is_loopback:
+            options.append(("grpc.enable_http_proxy", 0))
+        if target != self.address and self.tls is not None:
+            options.append(("grpc.ssl_target_name_override", self.address.host))
+        return options
+
+
+def method(name: str) -> str:
+    """The path of an rpc."""
+    return f"/{SERVICE}/{name}"
+
+
+_LOST = frozenset(
+    {
+        grpc.StatusCode.OK,  # a stream that the server ended
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+
+def error_of_status(
+    code: grpc.StatusCode, details: str | None, trailers: Iterable[Any] | None
+) -> PolicyClientError | Disconnected:
+    """What a failed call or an ended stream is raised as."""
+    for key, value in trailers or ():
+        if key == ERROR_TRAILER:
+            with contextlib.suppress(DecodeError):
+                return error_from_fault(Fault.from_detail(pb.ErrorDetail.FromString(value)))
+    text = details or code.name
+    if code in _LOST:
+        return Disconnected(f"{code.name}: {text}")
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return UnauthenticatedError(f"the server refuses this client: {text}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return LimitExceededError(text)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return IncompatibleProtocolError(
+            f"whatever answers there is no policy server of this protocol: {text}"
+        )
+    return ServerError(f"{code.name}: {text}")
+
+
+class Connection:
+    """A channel to one server: every rpc of the contract, blocking. One thread at a time."""
+
+    def __init__(self, endpoint: Endpoint, target: Address | None = None) -> None:
+        target = target or endpoint.address
+        options, credentials = endpoint.options(target), endpoint.credentials
+        self._metadata = endpoint.metadata
+        self._channel = (
+            grpc.insecure_channel(str(target), options)
+            if credentials is None
+            else grpc.secure_channel(str(target), credentials, options)
+        )
+
+    def open_session(
+        self, request: pb.OpenSessionRequest, timeout_s: float
+    ) -> pb.OpenSessionResponse:
+        """Call ``OpenSession``.
+
+        Raises:
+            PolicyClientError: It was refused.
+            Disconnected: It did not get there, or back.
+        """
+        return self._unary("OpenSession", request, pb.OpenSessionResponse.FromString, timeout_s)
+
+    def close_session(
+        self, request: pb.CloseSessionRequest, timeout_s: float
+    ) -> pb.CloseSessionResponse:
+        """Call ``CloseSession``; raises as ``open_session``."""
+        return self._unary("CloseSession", request, pb.CloseSessionResponse.FromString, timeout_s)
+
+    def act(self, request: pb.ActRequest, timeout_s: float) -> pb.ActResponse:
+        """Call ``Act``; raises as ``open_session``."""
+        return self._unary("Act", request, pb.ActResponse.FromString, timeout_s)
+
+    def stream_act(self, longest_wait_s: float) -> Stream:
+        """Call ``StreamAct``."""
+        # Identity serializers: bytes are made and read by the thread that cares.
+        call: Any = self._channel.stream_stream(method("StreamAct"))
+        return Stream(lambda requests: call(requests, metadata=self._metadata), longest_wait_s)
+
+    def close(self) -> None:
+        """Close the channel, and whatever runs on it."""
+        self._channel.close()
+
+    def _unary(
+        self, name: str, request: Any, reader: Callable[[bytes], _T], timeout_s: float
+    ) -> _T:
+        call = self._channel.unary_unary(method(name), type(request).SerializeToString, reader)
+        try:
+            return call(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise _error_of_call(error) from None
+
+
+_T = TypeVar("_T")
+
+
+class Stream:
+    """``StreamAct``: bytes out, bytes in, with deadlines. One thread at a time; ``close`` from any.
+
+    gRPC's blocking streams know one deadline for their whole life, so that a watchdog keeps those of
+    single answers. A stream whose answer is overdue is given up.
+    """
+
+    def __init__(self, start: Callable[[Any], Any], longest_wait_s: float) -> None:
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.send = self._outbox.put
+        self._call = start(iter(self._outbox.get, None))
+        self._watchdog = _Watchdog(self._call.cancel, longest_wait_s)
+
+    def receive(self, deadline: float) -> bytes:
+        """The next answer.
+
+        Args:
+            deadline: On ``time.monotonic``'s clock.
+
+        Raises:
+            Overdue: The deadline has passed.
+            Disconnected: The stream has ended.
+            PolicyClientError: The server ended it with a refusal.
+        """
+        watchdog = self._watchdog
+        watchdog.watch(deadline)
+        try:
+            data: bytes = next(self._call)
+        except StopIteration:
+            raise Disconnected("the server ended the stream") from None
+        except grpc.RpcError as error:
+            if watchdog.expired:
+                raise Overdue from None
+            raise _error_of_call(error) from None
+        finally:
+            watchdog.deadline = math.inf
+        return data
+
+    def close(self) -> None:
+        """Give up the stream; whoever waits on it is told so."""
+        self._watchdog.stop()
+        self._call.cancel()
+        self._outbox.put(None)
+
+
+class _Watchdog:
+    """Calls ``expire`` when a deadline passes. One daemon thread, asleep all the while."""
+
+    def __init__(self, expire: Callable[[], Any], longest_wait_s: float) -> None:
+        self.deadline = math.inf
+        self.expired = False
+        self._expire = expire
+        # While no deadline is set it may sleep for as long as any deadline takes.
+        self._nap_s = min(longest_wait_s, 3600.0)
+        self._wakes_at = 0.0
+        self._stopped = False
+        self._wake = threading.Event()
+        threading.Thread(target=self._run, name="client_sdk watchdog", daemon=True).start()
+
+    def watch(self, deadline: float) -> None:
+        """Expire at that time, unless ``deadline`` is set to another before."""
+        self.deadline = deadline
+        if deadline < self._wakes_at:
+            self._wake.set()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            now = time.monotonic()
+            if now >= self.deadline:
+                self.expired = True
+                self._expire()
+                return
+            self._wakes_at = min(self.deadline, now + self._nap_s)
+            if self.deadline >= self._wakes_at:  # else: it was set in between
+                self._wake.wait(self._wakes_at - now)
+                self._wake.clear()
+
+
+def _error_of_call(error: Any) -> PolicyClientError | Disconnected:
+    """What gRPC's exception says; it is a call as well."""
+    return error_of_status(error.code(), error.details(), error.trailing_metadata())
