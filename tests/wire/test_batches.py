@@ -265,6 +265,7 @@ def test_python_integers_fit_a_narrow_box_if_each_of_them_fits() -> None:
     fault = refusal(codec.columns_of, [0, 256])
     assert fault.reason is Reason.SPACE_MISMATCH
     assert str(fault) == "observation: expected 0 to 255 (uint8), got 256 (int64)"
+    assert "got -1 (int64)" in str(refusal(codec.columns_of, [0, -1]))
 
 
 def test_mappings_and_lists_stand_for_dicts_and_tuples() -> None:
@@ -496,6 +497,13 @@ def test_a_tensor_that_contradicts_itself_is_malformed(tensor: pb.Tensor) -> Non
     fault = refusal(SpaceCodec(VECTOR).decode, batch, 1, "groups[0].observations")
     assert fault.reason is Reason.MALFORMED_TENSOR
     assert fault.field == "groups[0].observations"
+
+
+def test_a_bool_column_with_bytes_beyond_0_and_1_is_malformed() -> None:
+    batch = pb.Batch()
+    batch.leaves[""].CopyFrom(pb.Tensor(dtype=pb.DATA_TYPE_BOOL, shape=[1, 2], data=b"\x01\x02"))
+    fault = refusal(SpaceCodec(spaces.Box(0, 1, (2,), np.bool_)).decode, batch, 1, "o")
+    assert fault.reason is Reason.MALFORMED_TENSOR
 
 
 @given(
