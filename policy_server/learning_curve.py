@@ -48,7 +48,14 @@ def draw_learning_curve(
             f"mean return {last.mean_return:.0f} after {last.env_steps:,} env steps, "
             f"{last.wall_s:.0f} s"
         )
-        by_steps.legend(loc="upper left", frameon=False, labelcolor=_MUTED, fontsize=9)
+        by_time.legend(
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=2,
+            frameon=False,
+            labelcolor=_MUTED,
+            fontsize=9,
+        )
     else:
         summary = "no episode has finished yet"
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
@@ -84,11 +91,10 @@ def _panel(axes: Any, x: list[float], known: Sequence[Progress], goal: float | N
         axes.axhline(goal, color=_GOAL, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
             f"goal {goal:g}",
-            xy=(1, goal),
+            xy=(0, goal),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(-4, 4),
+            xytext=(4, 4),
             textcoords="offset points",
-            ha="right",
             color=_GOAL,
             fontsize=9,
         )

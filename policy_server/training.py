@@ -10,12 +10,13 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from policy_server.checkpoints import CheckpointDirectory
 from policy_server.config import PolicyServerConfig
@@ -38,6 +39,8 @@ _HISTORY = "policy_server_progress.json"
 """Beside RLlib's files in each checkpoint, so that a resumed curve continues."""
 _CLUSTER = "RAY_ADDRESS"
 """Environment variable that names a running Ray cluster to use, as Ray itself reads it."""
+_ADVERTISERS = ("ray", "ray.rllib", "ray.tune")
+"""Loggers that warn at every start, of what nobody here can change."""
 _STOP_TIMEOUT_S = 3.0
 """For runners to drain; whoever takes longer is killed."""
 
@@ -109,21 +112,26 @@ def check_port(server: PolicyServerConfig) -> None:
 def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
     """Ray, ours unless one is running; it ends with the context."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Said on every start of Ray 2.60 otherwise, about processes that see no accelerator.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Its native part warns about every actor with restarts; what it has to say is in its log files.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
+    # RLlib advertises its own migration guide at every start; errors are still told.
+    level = logging.DEBUG if logger.isEnabledFor(logging.DEBUG) else logging.ERROR
+    config.debugging(log_level=logging.getLevelName(level))
     try:
         if os.environ.get(_CLUSTER):
-            ray.init(logging_level=logging.WARNING)
+            ray.init(logging_level=level)
         else:
             ray.init(
                 # One for each runner, and a spare one: they wait more than they compute.
                 num_cpus=max(os.cpu_count() or 1, config.num_env_runners + 1),
                 include_dashboard=False,
-                logging_level=logging.WARNING,
+                logging_level=level,
             )
         ending.install()
+        for name in _ADVERTISERS:
+            logging.getLogger(name).setLevel(level)
         yield
     finally:
         ray.shutdown()
@@ -150,10 +158,11 @@ class _Run:
 
     def start(self, display: Display) -> None:
         """Build the algorithm, restore it if asked to, and say where simulators connect."""
-        try:
-            self._algo = algo = self._config.build_algo()
-        except Exception as error:
-            raise _explained(error) from error
+        with _Overheard() as overheard:
+            try:
+                self._algo = algo = self._config.build_algo()
+            except Exception as error:
+                raise _explained(error, overheard.text) from error
         resumed = self._restore(algo) if self._options.resume else None
         for address in _addresses(algo):
             display.say(f"policy server listening on {address}")
@@ -275,17 +284,39 @@ def _stop(algo: Algorithm) -> None:
         logger.warning("the env runners did not stop in order: %s", _one_line(error))
 
 
-def _explained(error: Exception) -> Exception:
+class _Overheard(logging.Handler):
+    """What RLlib logs of a runner that did not start: its exception says only that none did."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.text += f"{record.getMessage()}\n"
+
+    def __enter__(self) -> Self:
+        logging.getLogger("ray.rllib").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("ray.rllib").removeHandler(self)
+
+
+def _explained(error: Exception, overheard: str) -> Exception:
     """What stands behind RLlib's refusal to build, in one line."""
-    text = str(error)
-    for line in reversed(text.splitlines()):
+    lines = [line.strip() for line in f"{overheard}\n{error}".splitlines()]
+    for line in lines:
         if "cannot listen on" in line:
             return PortInUseError(line[line.index("cannot listen on") :])
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     logger.debug("build_algo failed", exc_info=error)
-    return TrainingError(f"RLlib cannot build the algorithm: {_one_line(cause)}")
+    # The last line of a remote traceback that names an exception; else what RLlib raised.
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    reason = named[-1] if overheard and named else _one_line(cause)
+    return TrainingError(f"RLlib cannot build the algorithm: {reason}")
 
 
 def _one_line(error: BaseException) -> str:
