@@ -12,6 +12,7 @@ demand, by room, or in hold mode once by a newer policy; else they time out and 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -43,25 +44,48 @@ class Rows:
         logged: Puts the application's own actions in place of the chosen ones; None to ask.
         batch: The inference that answered them, None until then; they are its rows from
             ``start`` on.
+        whole: They are all of its rows.
     """
 
-    __slots__ = ("batch", "contexts", "greedy", "logged", "observations", "start", "tracks")
+    __slots__ = (
+        "batch",
+        "contexts",
+        "greedy",
+        "logged",
+        "observations",
+        "start",
+        "tracks",
+        "whole",
+    )
 
     def __init__(
         self,
         tracks: list[AgentTrack],
         observations: Columns,
         logged: Callable[[InferredBatch], InferredBatch] | None = None,
+        *,
+        all_learning: bool = False,
     ) -> None:
         self.tracks = tracks
         self.observations = observations
         self.contexts: list[RowContext] = [track.context for track in tracks]
-        self.greedy: NDArray[np.bool_] = np.array(
-            [not track.training and track.episode.options.greedy for track in tracks], np.bool_
+        # Only episodes that are not learnt from are ever greedy.
+        self.greedy = (
+            _none_greedy(len(tracks))
+            if all_learning
+            else np.array([track.episode.options.greedy for track in tracks], np.bool_)
         )
         self.logged = logged
         self.batch: InferredBatch | None = None
         self.start = 0
+        self.whole = False
+
+
+@functools.lru_cache(maxsize=256)
+def _none_greedy(n: int) -> NDArray[np.bool_]:
+    greedy = np.zeros(n, np.bool_)
+    greedy.setflags(write=False)
+    return greedy
 
 
 class Ask:
@@ -69,15 +93,17 @@ class Ask:
 
     Attributes:
         rows: Its own rows; repeats of rows that another request brought are not among them.
-        missing: Rows not answered yet, those repeats included.
+        size: How many rows those are.
+        missing: Rows not answered yet, repeats included.
         gated: Some row is a training episode's and has to pass the gate.
         deadline_s: When waiting at the gate ends, on the loop's clock.
     """
 
-    __slots__ = ("_done", "deadline_s", "gated", "missing", "rows")
+    __slots__ = ("_done", "deadline_s", "gated", "missing", "rows", "size")
 
     def __init__(self, done: Callable[[Fault | None], None]) -> None:
         self.rows: list[Rows] = []
+        self.size = 0
         self.missing = 0
         self.gated = False
         self.deadline_s = 0.0
@@ -86,6 +112,7 @@ class Ask:
     def add(self, rows: Rows) -> None:
         """Ask for actions for these rows too."""
         self.rows.append(rows)
+        self.size += len(rows.tracks)
         self.missing += len(rows.tracks)
 
     @property
@@ -170,7 +197,7 @@ class Batcher:
             self._gated.append(ask)
             return
         self._ready.append(ask)
-        self._ready_rows += ask.missing
+        self._ready_rows += ask.size
         if self._ready_rows >= self._store.open_episodes:
             self._run()
         else:
@@ -274,7 +301,7 @@ class Batcher:
                 self._give_up(ask, fault)
             return
         for ask in asks:
-            ask.arrived(sum(len(rows.tracks) for rows in ask.rows))
+            ask.arrived(ask.size)
 
     def _infer(self, policy: Policy, parts: Sequence[Rows]) -> None:
         if len(parts) == 1:
@@ -294,7 +321,7 @@ class Batcher:
         row = 0
         cut_before = self._store.cut_before
         for part in parts:
-            part.batch, part.start = batch, row
+            part.batch, part.start, part.whole = batch, row, len(parts) == 1
             logged = part.logged is not None
             for track in part.tracks:
                 cut_before(track, batch)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 RUNNING, TERMINATED, TRUNCATED, ABANDONED = 1, 2, 3, 4
 """``StepStatus`` of the contract; 0, unspecified, is read as running."""
 
+MAX_METRICS = 1000
+"""Names of the application's own numbers in one episode; a bound for names that never repeat."""
+
 _MAX_REMEMBERED_ENDS = 100_000
 """Ended episodes of one session whose end can still be repeated; older ones are forgotten first."""
 
@@ -184,18 +187,23 @@ class EpisodeBook:
         """Announced and running."""
         return len(self.running) + len(self._announced)
 
-    def announce(self, number: int, options: EpisodeOptions) -> None:
-        """Options of an episode to come; a repeat changes nothing."""
-        if number not in self.running and (number, "") not in self._ended:
-            self._announced[number] = options
-
-    def check_room(self, announced: int) -> None:
-        """Refuse announcements beyond the caps.
+    def announce(self, episodes: Mapping[int, EpisodeOptions]) -> None:
+        """Options of episodes to come, by number; a repeat changes nothing.
 
         Raises:
-            Fault: LIMIT_EXCEEDED naming the setting.
+            Fault: LIMIT_EXCEEDED naming the setting; none of them is announced.
         """
-        self._store.check_room(self.open_episodes, announced)
+        new = {
+            number: options
+            for number, options in episodes.items()
+            if number not in self.running
+            and number not in self._announced
+            and (number, "") not in self._ended
+        }
+        if new:
+            self._store.check_room(self.open_episodes, len(new))
+            self._announced.update(new)
+            self._store.announced += len(new)
 
     def start(self, number: int, agent: str, step: int, field: str) -> AgentTrack:
         """The track of an agent's first row.
@@ -219,12 +227,12 @@ class EpisodeBook:
             )
         episode = self.running.get(number)
         if episode is None:
-            options = self._announced.get(number)
+            options = self._announced.pop(number, None)
             if options is None:
-                self.check_room(1)
+                self._store.check_room(self.open_episodes, 1)
                 options = DEFAULT_OPTIONS
             else:
-                del self._announced[number]
+                self._store.announced -= 1
             episode = Episode(number, options, self._store.clock())
             self.running[number] = episode
             self._store.count_open(1)
@@ -236,10 +244,15 @@ class EpisodeBook:
         self._store.count_steps(trained=trained, evaluated=evaluated)
 
     def note_metrics(self, number: int, values: Mapping[str, float]) -> None:
-        """The application's own numbers of a running episode; unknown episodes are ignored."""
+        """The application's own numbers of a running episode.
+
+        Unknown episodes are ignored, and so are names beyond ``MAX_METRICS``.
+        """
         episode = self.running.get(number)
         if episode is not None:
-            episode.metrics.update(values)
+            for name, value in values.items():
+                if name in episode.metrics or len(episode.metrics) < MAX_METRICS:
+                    episode.metrics[name] = value
 
     def ended_like(self, number: int, agent: str, step: int, status: int) -> bool:
         """Whether this very end was recorded before."""
@@ -284,6 +297,7 @@ class EpisodeBook:
         for episode in list(self.running.values()):
             track = next(iter(episode.tracks.values()))
             self._finish(episode, track.last_observation(), TRUNCATED, reported=False)
+        self._store.announced -= len(self._announced)
         self._announced.clear()
         return count
 
@@ -307,6 +321,7 @@ class EpisodeStore:
 
     Attributes:
         open_episodes: Running, of all sessions.
+        announced: To come, of all sessions.
     """
 
     def __init__(
@@ -323,6 +338,7 @@ class EpisodeStore:
         self._max_open = max_open
         self._books: set[EpisodeBook] = set()
         self.open_episodes = 0
+        self.announced = 0
 
     def book(self) -> EpisodeBook:
         """A new session's."""
@@ -340,7 +356,7 @@ class EpisodeStore:
         """Refuse what would exceed the caps on open episodes."""
         for name, limit, current in (
             ("max_open_episodes_per_session", self._max_open_per_session, open_in_session),
-            ("max_open_episodes", self._max_open, self.open_episodes),
+            ("max_open_episodes", self._max_open, self.open_episodes + self.announced),
         ):
             if current + more > limit:
                 raise Fault(

@@ -23,54 +23,68 @@ from policy_server.episodes import ABANDONED, RUNNING, TRUNCATED, AgentTrack, Ep
 _ONLY_AGENT = ""
 
 
-class DecodedGroup:
-    """One ``StepRows``, checked: columns of N rows."""
+class _Fields:
+    """Paths into a request's group, for faults."""
+
+    def __init__(self, index: int) -> None:
+        self.group = f"groups[{index}]"
+        self.episodes = f"{self.group}.episodes"
+        self.agents = f"{self.group}.agents"
+        self.steps = f"{self.group}.steps"
+        self.rewards = f"{self.group}.rewards"
+        self.statuses = f"{self.group}.statuses"
+        self.observations = f"{self.group}.observations"
+        self.logged_actions = f"{self.group}.logged_actions"
+        self.logged_logps = f"{self.group}.logged_logps"
+
+
+_fields = functools.lru_cache(maxsize=64)(_Fields)
+
+
+class Group:
+    """One ``StepRows``: checked columns of N rows, and what their answer will be made of.
+
+    Attributes:
+        agents: None: all are the only agent's.
+        statuses: None: all are running.
+        faults: Refused rows.
+        asked: The rows that the batcher answers, None if there are none.
+        indices: Which rows those are; None for all of them in order.
+        repeats: Rows answered before, or being answered for another request.
+    """
 
     __slots__ = (
         "agents",
+        "asked",
         "episodes",
         "faults",
-        "field",
+        "fields",
+        "indices",
         "logged",
         "logps",
         "observations",
+        "repeats",
         "rewards",
         "statuses",
         "steps",
     )
 
-    def __init__(self, field: str) -> None:
-        self.field = field
-        self.episodes: list[int] = []
-        self.agents: list[str] | None = None  # None: the only agent
-        self.steps: list[int] = []
-        self.rewards: list[float] = []
-        self.statuses: list[int] | None = None  # None: all running
+    def __init__(
+        self, fields: _Fields, episodes: list[int], steps: list[int], rewards: list[float]
+    ) -> None:
+        self.fields = fields
+        self.episodes = episodes
+        self.steps = steps
+        self.rewards = rewards
+        self.agents: list[str] | None = None
+        self.statuses: list[int] | None = None
         self.observations: Columns | None = None
         self.logged: Columns | None = None
         self.logps: list[float] | None = None
         self.faults: dict[int, Fault] = {}
-
-
-class GroupAnswer:
-    """What one group's response will be made of.
-
-    Attributes:
-        size: N.
-        asked: The rows that the batcher answers, None if there are none.
-        indices: Which rows of the group those are; None for all of them in order.
-        repeats: Rows answered before, or being answered for another request.
-        faults: Refused rows.
-    """
-
-    __slots__ = ("asked", "faults", "indices", "repeats", "size")
-
-    def __init__(self, size: int, faults: dict[int, Fault]) -> None:
-        self.size = size
         self.asked: Rows | None = None
         self.indices: list[int] | None = None
         self.repeats: list[tuple[int, AgentTrack]] = []
-        self.faults = faults
 
 
 class RowRecorder:
@@ -93,126 +107,105 @@ class RowRecorder:
 
     # Decode.
 
-    def decode(self, request: pb.ActRequest) -> list[DecodedGroup]:
+    def decode(self, request: pb.ActRequest) -> list[Group]:
         """All groups of a request, checked; nothing is recorded yet.
 
         Raises:
             Fault: The request as a whole is malformed, or too large.
         """
-        groups = request.groups
-        if len(groups) == 1:
-            return [self._decode_group(groups[0], "groups[0]", self._max_rows)]
         decoded = []
         room = self._max_rows
-        for index, group in enumerate(groups):
-            decoded.append(self._decode_group(group, f"groups[{index}]", room))
+        for index, message in enumerate(request.groups):
+            group = self._decode_group(message, _fields(index), room)
             room -= len(group.episodes)
+            decoded.append(group)
         return decoded
 
-    def _decode_group(self, group: pb.StepRows, field: str, max_rows: int) -> DecodedGroup:
-        rows = DecodedGroup(field)
-        rows.episodes = list(group.episodes)
-        rows.steps = list(group.steps)
-        n = len(rows.episodes)
+    def _decode_group(self, message: pb.StepRows, fields: _Fields, max_rows: int) -> Group:
+        episodes, steps, rewards = (
+            list(message.episodes),
+            list(message.steps),
+            list(message.rewards),
+        )
+        n = len(episodes)
         if n > max_rows:
             raise Fault(
                 Reason.LIMIT_EXCEEDED,
                 f"more than max_rows_per_request={self._max_rows} rows in one request; "
                 "send several requests, or raise that setting on the server",
-                f"{field}.episodes",
+                fields.episodes,
             )
-        if len(rows.steps) != n:
-            raise _wrong_length(f"{field}.steps", len(rows.steps), n)
-        rows.rewards = list(group.rewards) or [0.0] * n
-        if len(rows.rewards) != n:
-            raise _wrong_length(f"{field}.rewards", len(rows.rewards), n)
-        if group.agents:
-            rows.agents = list(group.agents)
-            if len(rows.agents) != n:
-                raise _wrong_length(f"{field}.agents", len(rows.agents), n)
-        if group.statuses:
-            rows.statuses = list(group.statuses)
-            if len(rows.statuses) != n:
-                raise _wrong_length(f"{field}.statuses", len(rows.statuses), n)
-            if not all(0 <= status <= ABANDONED for status in rows.statuses):
+        group = Group(fields, episodes, steps, rewards or [0.0] * n)
+        if len(steps) != n:
+            raise _wrong_length(fields.steps, len(steps), n)
+        if len(group.rewards) != n:
+            raise _wrong_length(fields.rewards, len(rewards), n)
+        if message.agents:
+            group.agents = list(message.agents)
+            if len(group.agents) != n:
+                raise _wrong_length(fields.agents, len(group.agents), n)
+        if message.statuses:
+            group.statuses = list(message.statuses)
+            if len(group.statuses) != n:
+                raise _wrong_length(fields.statuses, len(group.statuses), n)
+            if not all(0 <= status <= ABANDONED for status in group.statuses):
                 raise Fault(
                     Reason.MALFORMED_TENSOR,
-                    f"unknown StepStatus {max(rows.statuses)}",
-                    f"{field}.statuses",
+                    f"unknown StepStatus {max(group.statuses)}",
+                    fields.statuses,
                 )
-        if group.HasField("observations"):
-            rows.observations = self._observations.decode(
-                group.observations, n, f"{field}.observations"
-            )
-            rows.faults = self._observations.row_faults(rows.observations, f"{field}.observations")
+        if message.HasField("observations"):
+            codec = self._observations
+            group.observations = codec.decode(message.observations, n, fields.observations)
+            group.faults = codec.row_faults(group.observations, fields.observations)
         else:
-            self._check_observations_optional(rows, n)
-        if group.HasField("logged_actions"):
-            self._decode_logged(group, rows, n)
-        if not math.isfinite(sum(rows.rewards)):
-            for index, reward in enumerate(rows.rewards):
-                if not math.isfinite(reward):
-                    rows.faults.setdefault(
-                        index,
-                        Fault(
-                            Reason.NOT_FINITE,
-                            f"expected a finite reward, got {reward}",
-                            f"{field}.rewards[{index}]",
-                        ),
-                    )
-        return rows
+            self._check_observations_optional(group, n)
+        if message.HasField("logged_actions"):
+            self._decode_logged(message, group, n)
+        if not math.isfinite(sum(rewards)):
+            _note_not_finite(group.faults, rewards, fields.rewards, "a finite reward")
+        return group
 
-    def _check_observations_optional(self, rows: DecodedGroup, n: int) -> None:
-        statuses = rows.statuses or [RUNNING] * n
-        for index, status in enumerate(statuses):
+    def _check_observations_optional(self, group: Group, n: int) -> None:
+        for index, status in enumerate(group.statuses or [RUNNING] * n):
             if status in (0, RUNNING, TRUNCATED):
                 name = "TRUNCATED" if status == TRUNCATED else "RUNNING"
                 raise Fault(
                     Reason.SPACE_MISMATCH,
                     f"rows[{index}] is {name} and needs an observation; only groups of TERMINATED "
                     "and ABANDONED rows may leave them out",
-                    f"{rows.field}.observations",
+                    group.fields.observations,
                 )
 
-    def _decode_logged(self, group: pb.StepRows, rows: DecodedGroup, n: int) -> None:
-        field = f"{rows.field}.logged_actions"
-        rows.logged = self._actions.decode(group.logged_actions, n, field)
-        rows.faults |= self._actions.row_faults(rows.logged, field, bounds=True)
-        if not group.logged_logps:
+    def _decode_logged(self, message: pb.StepRows, group: Group, n: int) -> None:
+        fields = group.fields
+        group.logged = self._actions.decode(message.logged_actions, n, fields.logged_actions)
+        group.faults |= self._actions.row_faults(group.logged, fields.logged_actions, bounds=True)
+        if not message.logged_logps:
             if self._need_logp:
                 raise Fault(
                     Reason.LOGP_REQUIRED,
                     "this algorithm corrects for how likely the behaviour's actions were: "
                     "log_action needs logp=, the log-density of the action as given here",
-                    f"{rows.field}.logged_logps",
+                    fields.logged_logps,
                 )
             return
-        rows.logps = list(group.logged_logps)
-        if len(rows.logps) != n:
-            raise _wrong_length(f"{rows.field}.logged_logps", len(rows.logps), n)
-        for index, logp in enumerate(rows.logps):
-            if not math.isfinite(logp):
-                rows.faults.setdefault(
-                    index,
-                    Fault(
-                        Reason.NOT_FINITE,
-                        f"expected a finite log-density, got {logp}",
-                        f"{rows.field}.logged_logps[{index}]",
-                    ),
-                )
+        group.logps = list(message.logged_logps)
+        if len(group.logps) != n:
+            raise _wrong_length(fields.logged_logps, len(group.logps), n)
+        _note_not_finite(group.faults, group.logps, fields.logged_logps, "a finite log-density")
 
     # Record.
 
-    def record(self, rows: DecodedGroup, book: EpisodeBook, ask: Ask) -> GroupAnswer:
+    def record(self, rows: Group, book: EpisodeBook, ask: Ask) -> None:
         """Record each row that is in order, and ask for the actions that are due."""
-        answer = GroupAnswer(len(rows.episodes), rows.faults)
         tracks: list[AgentTrack] = []
         indices: list[int] = []
         running = book.running
         statuses = rows.statuses
         agents = rows.agents
         faults = rows.faults
-        trained = evaluated = 0
+        trained = evaluated = learning = 0
         for index, (number, step, reward) in enumerate(
             zip(rows.episodes, rows.steps, rows.rewards, strict=True)
         ):
@@ -237,7 +230,7 @@ class RowRecorder:
             else:
                 try:
                     track = self._record_uncommon(
-                        rows, index, book, track, number, agent, step, status, reward, answer, ask
+                        rows, index, book, track, number, agent, step, status, reward, ask
                     )
                 except Fault as fault:
                     faults[index] = fault
@@ -248,15 +241,15 @@ class RowRecorder:
             track.queued = True
             tracks.append(track)
             indices.append(index)
+            learning += track.training
         if trained or evaluated:
             book.count_steps(trained=trained, evaluated=evaluated)
         if tracks:
-            self._ask(rows, answer, ask, tracks, indices)
-        return answer
+            self._ask(rows, ask, tracks, indices, learning)
 
     def _record_uncommon(
         self,
-        rows: DecodedGroup,
+        rows: Group,
         index: int,
         book: EpisodeBook,
         track: AgentTrack | None,
@@ -265,16 +258,15 @@ class RowRecorder:
         step: int,
         status: int,
         reward: float,
-        answer: GroupAnswer,
         ask: Ask,
     ) -> AgentTrack | None:
         """A first row, a last one, a repeat or a mistake. Returns a track that needs an action."""
-        field = f"{rows.field}.steps[{index}]"
+        field = f"{rows.fields.steps}[{index}]"
         if agent != _ONLY_AGENT:
             raise Fault(
                 Reason.UNKNOWN_AGENT,
                 f'unknown agent {agent!r}; this server knows one agent, ""',
-                f"{rows.field}.agents[{index}]",
+                f"{rows.fields.agents}[{index}]",
             )
         if track is None:
             if book.ended_like(number, agent, step, status):
@@ -283,7 +275,7 @@ class RowRecorder:
                 raise Fault(
                     Reason.STEP_OUT_OF_ORDER,
                     f"expected reward 0 at step 0 (no action came before it), got {reward}",
-                    f"{rows.field}.rewards[{index}]",
+                    f"{rows.fields.rewards}[{index}]",
                 )
             track = book.start(number, agent, step, field)
             if status != RUNNING:
@@ -296,10 +288,10 @@ class RowRecorder:
             return None
         if step == track.step and status == RUNNING:
             if track.awaiting is None:
-                answer.repeats.append((index, track))
+                rows.repeats.append((index, track))
                 return None
             if track.queued:
-                answer.repeats.append((index, track))
+                rows.repeats.append((index, track))
                 ask.join(track)
                 return None
             return track  # it was answered NOT_READY before
@@ -313,7 +305,7 @@ class RowRecorder:
 
     def _end(
         self,
-        rows: DecodedGroup,
+        rows: Group,
         index: int,
         book: EpisodeBook,
         track: AgentTrack,
@@ -328,17 +320,17 @@ class RowRecorder:
 
     def _ask(
         self,
-        rows: DecodedGroup,
-        answer: GroupAnswer,
+        rows: Group,
         ask: Ask,
         tracks: list[AgentTrack],
         indices: list[int],
+        learning: int,
     ) -> None:
         observations, logged, logps = rows.observations, rows.logged, rows.logps
         if observations is None:  # decoded groups of running rows have them
             raise TypeError("running rows without observations")
-        if len(tracks) < answer.size:
-            answer.indices = indices
+        if len(tracks) < len(rows.episodes):
+            rows.indices = indices
             observations = {path: values[indices] for path, values in observations.items()}
             if logged is not None:
                 logged = {path: values[indices] for path, values in logged.items()}
@@ -350,47 +342,47 @@ class RowRecorder:
                 actions=logged,
                 logps=None if logps is None else np.array(logps),
             )
-        elif not ask.gated:
-            ask.gated = any(track.training for track in tracks)
-        answer.asked = Rows(tracks, observations, substitute)
-        ask.add(answer.asked)
+        elif learning:
+            ask.gated = True
+        rows.asked = Rows(tracks, observations, substitute, all_learning=learning == len(tracks))
+        ask.add(rows.asked)
 
     # Encode.
 
-    def encode(self, answers: list[GroupAnswer], response: pb.ActResponse) -> None:
+    def encode(self, groups: list[Group], response: pb.ActResponse) -> None:
         """Fill the response, once every row has its action."""
-        for answer in answers:
-            self._encode_group(answer, response.groups.add())
+        for group in groups:
+            self._encode_group(group, response.groups.add())
 
-    def _encode_group(self, answer: GroupAnswer, group: pb.ActionRows) -> None:
-        asked = answer.asked
+    def _encode_group(self, group: Group, message: pb.ActionRows) -> None:
+        asked = group.asked
         batch = None if asked is None else asked.batch
+        columns: Columns = {}
         if asked is not None and batch is not None and asked.logged is None:
-            group.policy_version = batch.policy.version
+            message.policy_version = batch.policy.version
             start, stop = asked.start, asked.start + len(asked.tracks)
-            if answer.indices is None:
-                self._actions.encode(
-                    {path: values[start:stop] for path, values in batch.env_actions.items()},
-                    group.actions,
-                )
+            columns = batch.env_actions
+            if not asked.whole:
+                columns = {path: values[start:stop] for path, values in columns.items()}
+            if group.indices is None:
+                self._actions.encode(columns, message.actions)
                 return
-            columns = self._actions.zeros(answer.size)
-            for path, values in batch.env_actions.items():
-                columns[path][answer.indices] = values[start:stop]
-        elif answer.repeats:
-            columns = self._actions.zeros(answer.size)
-        else:
-            columns = {}
-        for index, track in answer.repeats:
+            answered = columns
+            columns = self._actions.zeros(len(group.episodes))
+            for path, values in answered.items():
+                columns[path][group.indices] = values
+        elif group.repeats:
+            columns = self._actions.zeros(len(group.episodes))
+        for index, track in group.repeats:
             if track.last is not None:
                 batch, row = track.last
-                group.policy_version = max(group.policy_version, batch.policy.version)
+                message.policy_version = max(message.policy_version, batch.policy.version)
                 for path, values in batch.env_actions.items():
                     columns[path][index] = values[row]
         if columns:
-            self._actions.encode(columns, group.actions)
-        for index, fault in sorted(answer.faults.items()):
-            group.faults.add(index=index, error=fault.to_detail())
+            self._actions.encode(columns, message.actions)
+        for index, fault in sorted(group.faults.items()):
+            message.faults.add(index=index, error=fault.to_detail())
 
 
 def _wrong_length(field: str, got: int, expected: int) -> Fault:
@@ -399,3 +391,14 @@ def _wrong_length(field: str, got: int, expected: int) -> Fault:
         f"expected {expected} entries, one per entry of episodes, got {got}",
         field,
     )
+
+
+def _note_not_finite(
+    faults: dict[int, Fault], values: list[float], field: str, expected: str
+) -> None:
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            faults.setdefault(
+                index,
+                Fault(Reason.NOT_FINITE, f"expected {expected}, got {value}", f"{field}[{index}]"),
+            )

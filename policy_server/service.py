@@ -19,11 +19,11 @@ from google.protobuf.message import DecodeError, Message
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
-from client_sdk.wire.spaces import diff, space_from_proto, space_to_proto
+from client_sdk.wire.spaces import diff, space_to_proto
 from policy_server.batcher import Ask, Batcher
-from policy_server.episodes import EpisodeOptions, EpisodeStore
+from policy_server.episodes import MAX_METRICS, EpisodeOptions, EpisodeStore
 from policy_server.faults import abort, as_fault, incidents
-from policy_server.rows import GroupAnswer, RowRecorder
+from policy_server.rows import Group, RowRecorder
 from policy_server.sessions import Session, SessionRegistry
 
 PROTOCOL_VERSION = "1.0"
@@ -31,9 +31,12 @@ PROTOCOL_VERSION = "1.0"
 
 SERVICE_NAME = "policyserver.v1.PolicyService"
 
+_MAX_LABEL = 256
+"""Characters of an episode's label that are kept."""
+
 _MessageT = TypeVar("_MessageT", bound=Message)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
-_Done = Callable[[list[GroupAnswer], "Fault | None"], None]
+_Done = Callable[[list[Group], "Fault | None"], None]
 """Told what to encode, or why there is nothing."""
 
 
@@ -133,10 +136,9 @@ class PolicyService:
                 continue
             field = f"agents[{agent!r}].{name}"
             try:
-                belief = space_from_proto(getattr(spec, name))
+                difference = diff(getattr(spec, name), space)
             except Fault as fault:
                 raise Fault(fault.reason, fault.message, field) from fault
-            difference = diff(belief, space)
             if difference is not None:
                 raise Fault(
                     Reason.SPACE_MISMATCH,
@@ -194,24 +196,32 @@ class PolicyService:
         groups = recorder.decode(request)
         metrics = list(request.metrics)
         _check_metrics(metrics)
+        if len(request.starts) > self._greeting.limits.max_open_episodes:
+            raise Fault(
+                Reason.LIMIT_EXCEEDED,
+                f"expected at most max_open_episodes_per_session="
+                f"{self._greeting.limits.max_open_episodes} starts, got {len(request.starts)}; "
+                "end some episodes first, or raise that setting on the server",
+                "starts",
+            )
         if request.starts:
-            book.check_room(len(request.starts))
-            for start in request.starts:
-                book.announce(
-                    start.episode,
-                    EpisodeOptions(
-                        label=start.label,
+            book.announce(
+                {
+                    start.episode: EpisodeOptions(
+                        label=start.label[:_MAX_LABEL],
                         evaluation=start.evaluation,
                         greedy=start.greedy,
                         resumed=start.resumed,
-                    ),
-                )
-        answers: list[GroupAnswer] = []
-        ask = Ask(lambda fault: done(answers, fault))
+                    )
+                    for start in request.starts
+                }
+            )
+        ask = Ask(lambda fault: done(groups, fault))
         # Before the rows, for an episode may end with them; and after, for it may start with them.
         for noted in metrics:
             book.note_metrics(noted.episode, noted.values)
-        answers.extend([recorder.record(group, book, ask) for group in groups])
+        for group in groups:
+            recorder.record(group, book, ask)
         for noted in metrics:
             book.note_metrics(noted.episode, noted.values)
         self.requests += 1
@@ -222,7 +232,7 @@ class PolicyService:
             ask.finish(None)
         return ask
 
-    def encode(self, answers: list[GroupAnswer], response: pb.ActResponse) -> None:
+    def encode(self, answers: list[Group], response: pb.ActResponse) -> None:
         """Fill a response with answered groups.
 
         Raises:
@@ -242,11 +252,9 @@ class _ActCall:
     """One ``Act`` call that waits for its answer."""
 
     def __init__(self) -> None:
-        self.answered: asyncio.Future[list[GroupAnswer]] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.answered: asyncio.Future[list[Group]] = asyncio.get_running_loop().create_future()
 
-    def answer(self, answers: list[GroupAnswer], fault: Fault | None) -> None:
+    def answer(self, answers: list[Group], fault: Fault | None) -> None:
         """What the request comes to; ignored once the call has ended otherwise."""
         if fault is not None:
             self.end(fault)
@@ -339,9 +347,7 @@ class _ActStream:
         if not ask.finished:
             self._asks[ours] = ask
 
-    def _answer(
-        self, number: int, ours: int, answers: list[GroupAnswer], fault: Fault | None
-    ) -> None:
+    def _answer(self, number: int, ours: int, answers: list[Group], fault: Fault | None) -> None:
         self._asks.pop(ours, None)
         response = pb.StreamActResponse(request=number)
         if fault is None:
@@ -412,6 +418,13 @@ def _check_protocol(version: str) -> None:
 
 def _check_metrics(all_metrics: Sequence[pb.EpisodeMetrics]) -> None:
     for index, metrics in enumerate(all_metrics):
+        if len(metrics.values) > MAX_METRICS:
+            raise Fault(
+                Reason.LIMIT_EXCEEDED,
+                f"expected at most {MAX_METRICS} names in one episode, got {len(metrics.values)}; "
+                "report fewer",
+                f"metrics[{index}].values",
+            )
         for name, value in metrics.values.items():
             if not math.isfinite(value):
                 raise Fault(
