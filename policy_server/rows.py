@@ -7,7 +7,6 @@ single rows are found on the way and reported in band.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import gymnasium as gym
@@ -19,8 +18,10 @@ from client_sdk.wire.faults import Fault, Reason
 from policy_server.actions import LoggedActions
 from policy_server.batcher import Ask, Rows
 from policy_server.episodes import ABANDONED, RUNNING, TRUNCATED, AgentTrack, EpisodeBook
+from policy_server.experience import InferredBatch
 
 _ONLY_AGENT = ""
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class _Fields:
@@ -50,7 +51,7 @@ class Group:
         faults: Refused rows.
         asked: The rows that the batcher answers, None if there are none.
         indices: Which rows those are; None for all of them in order.
-        repeats: Rows answered before, or being answered for another request.
+        repeats: Rows answered before, with their answer, or being answered for another request.
     """
 
     __slots__ = (
@@ -84,7 +85,7 @@ class Group:
         self.faults: dict[int, Fault] = {}
         self.asked: Rows | None = None
         self.indices: list[int] | None = None
-        self.repeats: list[tuple[int, AgentTrack]] = []
+        self.repeats: list[tuple[int, AgentTrack, tuple[InferredBatch, int] | None]] = []
 
 
 class RowRecorder:
@@ -113,28 +114,27 @@ class RowRecorder:
         Raises:
             Fault: The request as a whole is malformed, or too large.
         """
-        decoded = []
-        room = self._max_rows
-        for index, message in enumerate(request.groups):
-            group = self._decode_group(message, _fields(index), room)
-            room -= len(group.episodes)
-            decoded.append(group)
-        return decoded
+        messages = request.groups
+        # An empty group costs something too.
+        rows = sum([len(message.episodes) or 1 for message in messages])
+        if rows > self._max_rows:
+            raise Fault(
+                Reason.LIMIT_EXCEEDED,
+                f"expected at most max_rows_per_request={self._max_rows} rows in one request, got "
+                f"{rows}; send several requests, or raise that setting on the server",
+                "groups",
+            )
+        return [
+            self._decode_group(message, _fields(index)) for index, message in enumerate(messages)
+        ]
 
-    def _decode_group(self, message: pb.StepRows, fields: _Fields, max_rows: int) -> Group:
+    def _decode_group(self, message: pb.StepRows, fields: _Fields) -> Group:
         episodes, steps, rewards = (
             list(message.episodes),
             list(message.steps),
             list(message.rewards),
         )
         n = len(episodes)
-        if n > max_rows:
-            raise Fault(
-                Reason.LIMIT_EXCEEDED,
-                f"more than max_rows_per_request={self._max_rows} rows in one request; "
-                "send several requests, or raise that setting on the server",
-                fields.episodes,
-            )
         group = Group(fields, episodes, steps, rewards or [0.0] * n)
         if len(steps) != n:
             raise _wrong_length(fields.steps, len(steps), n)
@@ -148,12 +148,13 @@ class RowRecorder:
             group.statuses = list(message.statuses)
             if len(group.statuses) != n:
                 raise _wrong_length(fields.statuses, len(group.statuses), n)
-            if not all(0 <= status <= ABANDONED for status in group.statuses):
-                raise Fault(
-                    Reason.MALFORMED_TENSOR,
-                    f"unknown StepStatus {max(group.statuses)}",
-                    fields.statuses,
-                )
+            for index, status in enumerate(group.statuses):
+                if not 0 <= status <= ABANDONED:
+                    raise Fault(
+                        Reason.MALFORMED_TENSOR,
+                        f"expected a StepStatus from 0 to {ABANDONED}, got {status}",
+                        f"{fields.statuses}[{index}]",
+                    )
         if message.HasField("observations"):
             codec = self._observations
             group.observations = codec.decode(message.observations, n, fields.observations)
@@ -162,8 +163,14 @@ class RowRecorder:
             self._check_observations_optional(group, n)
         if message.HasField("logged_actions"):
             self._decode_logged(message, group, n)
-        if not math.isfinite(sum(rewards)):
-            _note_not_finite(group.faults, rewards, fields.rewards, "a finite reward")
+        elif message.logged_logps:
+            raise Fault(
+                Reason.MALFORMED_TENSOR,
+                f"expected none without logged_actions, got {len(message.logged_logps)}; send "
+                "both, or neither to ask for actions",
+                fields.logged_logps,
+            )
+        _note_not_finite(group.faults, rewards, fields.rewards, "reward")
         return group
 
     def _check_observations_optional(self, group: Group, n: int) -> None:
@@ -193,7 +200,7 @@ class RowRecorder:
         group.logps = list(message.logged_logps)
         if len(group.logps) != n:
             raise _wrong_length(fields.logged_logps, len(group.logps), n)
-        _note_not_finite(group.faults, group.logps, fields.logged_logps, "a finite log-density")
+        _note_not_finite(group.faults, group.logps, fields.logged_logps, "log-density")
 
     # Record.
 
@@ -288,20 +295,21 @@ class RowRecorder:
             return None
         if step == track.step and status == RUNNING:
             if track.awaiting is None:
-                rows.repeats.append((index, track))
+                rows.repeats.append((index, track, track.last))
                 return None
             if track.queued:
-                rows.repeats.append((index, track))
+                rows.repeats.append((index, track, None))
                 ask.join(track)
                 return None
             return track  # it was answered NOT_READY before
-        raise Fault(
-            Reason.STEP_OUT_OF_ORDER,
-            f"episode {number} is at step {track.step}"
-            + (", which is not answered yet" if track.awaiting is not None else "")
-            + f"; expected that one again or step {track.step + 1}, got {step}",
-            field,
-        )
+        expected = f"episode {number} is at step {track.step}"
+        if status != RUNNING:
+            expected += f"; expected its end at step {track.step + 1}"
+        elif track.awaiting is not None:
+            expected += ", which is not answered yet; expected that one again"
+        else:
+            expected += f"; expected that one again or step {track.step + 1}"
+        raise Fault(Reason.STEP_OUT_OF_ORDER, f"{expected}, got step {step}", field)
 
     def _end(
         self,
@@ -373,9 +381,10 @@ class RowRecorder:
                 columns[path][group.indices] = values
         elif group.repeats:
             columns = self._actions.zeros(len(group.episodes))
-        for index, track in group.repeats:
-            if track.last is not None:
-                batch, row = track.last
+        for index, track, known in group.repeats:
+            # A row that was queued when it was repeated has been answered meanwhile.
+            if (last := known or track.last) is not None:
+                batch, row = last
                 message.policy_version = max(message.policy_version, batch.policy.version)
                 for path, values in batch.env_actions.items():
                     columns[path][index] = values[row]
@@ -393,12 +402,17 @@ def _wrong_length(field: str, got: int, expected: int) -> Fault:
     )
 
 
-def _note_not_finite(
-    faults: dict[int, Fault], values: list[float], field: str, expected: str
-) -> None:
+def _note_not_finite(faults: dict[int, Fault], values: list[float], field: str, what: str) -> None:
+    """Refuse the rows whose number the learner, which computes in float32, would not survive."""
+    if sum(map(abs, values)) <= _FLOAT32_MAX:
+        return
     for index, value in enumerate(values):
-        if not math.isfinite(value):
+        if not abs(value) <= _FLOAT32_MAX:  # so is NaN
             faults.setdefault(
                 index,
-                Fault(Reason.NOT_FINITE, f"expected {expected}, got {value}", f"{field}[{index}]"),
+                Fault(
+                    Reason.NOT_FINITE,
+                    f"expected a {what} that is finite in float32, got {value}",
+                    f"{field}[{index}]",
+                ),
             )
