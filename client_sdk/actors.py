@@ -18,16 +18,14 @@ from client_sdk.episode import BatchTrack, EpisodeTrack, Rows, Status, Track
 from client_sdk.errors import (
     ClosedClientError,
     ConnectError,
-    InvalidValueError,
     PolicyClientError,
-    PolicyTimeout,
     UnavailableError,
-    error_from_fault,
+    UnknownSessionError,
 )
-from client_sdk.exchange import Exchange, Pending, logger
+from client_sdk.exchange import Exchange, Pending, logger, overdue
 from client_sdk.transport import (
     MAX_REDIRECTS,
-    Backoff,
+    Attempts,
     Connection,
     Disconnected,
     Endpoint,
@@ -98,13 +96,8 @@ class RemoteActor:
         self, track: EpisodeTrack, observation: Any, status: Status, reward: float = 0.0
     ) -> None:
         """Record where an episode ended; nobody waits for the answer."""
-        if observation is None and status is Status.TRUNCATED:
-            raise InvalidValueError(
-                "a truncated episode needs its last observation: the learner bootstraps from it",
-                field="observation",
-            )
         self._settle(track)
-        columns = None if observation is None else self.exchange.observation(observation)
+        columns = self.exchange.last_observation(observation, status)
         track.add_reward(reward)
         if track.step:  # else: an episode without a step, of which the server has not heard
             self.tell(track, track.row(columns, status))
@@ -151,9 +144,9 @@ class RemoteActor:
         try:
             if self._connection is not None:
                 self._connection.act(request, min(timeout_s, 3600.0))
-        except Disconnected as lost:
-            self._lost(lost.why)
-            raise ConnectError(f"connection to {self._endpoint.address} lost: {lost.why}") from None
+        except (Disconnected, UnavailableError, UnknownSessionError) as lost:
+            self._lost(str(lost))
+            raise ConnectError(f"connection to {self._endpoint.address} lost: {lost}") from None
         return time.perf_counter() - start
 
     # -- one request ---------------------------------------------------------------------------
@@ -197,7 +190,7 @@ class RemoteActor:
                 continue
             except Overdue:
                 self._drop()
-                raise self._timeout() from None
+                raise overdue(pending, self._endpoint.address, action_s) from None
             except PolicyClientError:
                 self._drop()
                 raise
@@ -215,8 +208,7 @@ class RemoteActor:
                 if pending.due >= deadline:
                     self._again.append(pending)
                     self._pause(deadline - time.monotonic())
-                    cause = error_from_fault(pending.again) if pending.again else None
-                    raise self._timeout() from cause
+                    raise overdue(pending, self._endpoint.address, self._timeouts.action_s)
                 self._pause(pending.due - time.monotonic())
             elif pending.due > time.monotonic():
                 self._again.append(pending)
@@ -225,12 +217,6 @@ class RemoteActor:
                 pending.again = None
                 self.exchange.stats.asked_again += 1
                 stream.send(pending.data)
-
-    def _timeout(self) -> PolicyTimeout:
-        return PolicyTimeout(
-            f"no answer from {self._endpoint.address} within {self._timeouts.action_s:.3g} s "
-            "(Timeouts.action_s). Calling again asks for the same step."
-        )
 
     def _pause(self, seconds: float) -> None:
         if seconds > 0:
@@ -259,30 +245,28 @@ class RemoteActor:
         )
 
     def _connect(self, budget_s: float) -> None:
-        start = time.monotonic()
-        reserve_s = min(1.5, 0.2 * budget_s)  # for saying why it did not work
-        until = start + budget_s - reserve_s
         session = self.exchange.session
-        # Several attempts must fit into the lease.
-        backoff = Backoff(most_s=min(2.0, session.lease_s / 6.0) if session else 1.0)
+        attempts = Attempts(
+            time.monotonic(),
+            budget_s,
+            self._timeouts.connect_s,
+            session.lease_s if session else None,
+        )
         while True:
             self._pause(0.0)
-            attempt_s = min(max(until - time.monotonic(), 0.05), self._timeouts.connect_s)
-            asked_s: float | None = None
             try:
-                self._open(attempt_s)
+                self._open(attempts.timeout_s(time.monotonic()))
                 return
-            except Disconnected as lost:
-                refusal: PolicyClientError | None = None
-                why = lost.why
-            except PolicyClientError as error:
-                if not isinstance(error, UnavailableError) and error.retry_after_s is None:
-                    raise
-                refusal, why, asked_s = error, str(error), error.retry_after_s
-            delay_s = backoff.delay_s() if asked_s is None else asked_s
-            if time.monotonic() + delay_s >= until:
-                waited_s = time.monotonic() - start
-                raise refusal or diagnose(self._endpoint, waited_s, why, reserve_s)
+            except (Disconnected, PolicyClientError) as error:
+                failure = error
+            now = time.monotonic()
+            delay_s = attempts.delay_s(now, failure)
+            if delay_s is None:
+                if isinstance(failure, PolicyClientError):
+                    raise failure
+                raise diagnose(
+                    self._endpoint, attempts.waited_s(now), failure.why, attempts.diagnosis_s
+                )
             self._pause(delay_s)
 
     def _open(self, timeout_s: float) -> None:

@@ -31,7 +31,7 @@ class Timeouts:
     """One answer while connected, the time that a learning server holds it back included."""
     reconnect_s: float = 300.0
     """Coming back after a lost connection, each time."""
-    close_s: float = 5.0
+    close_s: float = 3.0
     """Closing: the acknowledgements of episodes that just ended, then of the session."""
 
     def __post_init__(self) -> None:

@@ -137,6 +137,8 @@ class Track(Protocol):
 
     pending: Pending | None
     """Its latest request, until someone has looked at the answer."""
+    busy: bool
+    """A task is inside one of its calls."""
 
     def accepted(self, rows: Rows, faulty: Sequence[int] = ()) -> None:
         """The server has recorded those rows, but for the faulty ones (the caller's indices)."""
@@ -171,6 +173,7 @@ class EpisodeTrack:
         "_numbering",
         "_resumed",
         "_reward",
+        "busy",
         "ended",
         "id",
         "options",
@@ -183,6 +186,7 @@ class EpisodeTrack:
         self.options = options
         self.step = 0
         self.ended = False
+        self.busy = False
         self.pending: Pending | None = None
         self._numbering = numbering
         self._number = numbering.take()
@@ -312,6 +316,7 @@ class BatchTrack:
     def __init__(self, numbering: Numbering, n: int, options: EpisodeOptions) -> None:
         self.n = n
         self.options = options
+        self.busy = False
         self.pending: Pending | None = None
         self._numbering = numbering
         self._numbers = np.zeros(n, np.int64)

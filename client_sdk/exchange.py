@@ -18,14 +18,16 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from client_sdk.config import PROTOCOL_VERSION
-from client_sdk.episode import Numbering, Rows, Track
+from client_sdk.episode import Numbering, Rows, Status, Track
 from client_sdk.errors import (
     BatchError,
     IncompatibleProtocolError,
     InternalServerError,
+    InvalidValueError,
     LimitExceededError,
     NotConnectedError,
     NotFiniteError,
+    PolicyTimeout,
     SpaceMismatchError,
     error_from_fault,
 )
@@ -308,6 +310,21 @@ class Exchange:
         """
         return self._checked(self._observations, value, "observation", bounds=False)
 
+    def last_observation(self, value: Any, status: Status) -> Columns | None:
+        """The observation that ends an episode, if there is one.
+
+        Raises:
+            InvalidValueError: It is none of the space; or missing, where it is learnt from.
+        """
+        if value is not None:
+            return self.observation(value)
+        if status is Status.TRUNCATED:
+            raise InvalidValueError(
+                "a truncated episode needs its last observation: the learner bootstraps from it",
+                field="observation",
+            )
+        return None
+
     def logged_action(self, value: Any, logp: float | None) -> Columns:
         """One action as columns.
 
@@ -536,6 +553,17 @@ class Exchange:
     def no_actions(self, n: int) -> Any:
         """N actions that mean nothing."""
         return self._actions.batched_value(self._actions.zeros(n))
+
+
+def overdue(pending: Pending, address: object, waited_s: float) -> PolicyTimeout:
+    """The error for a request without an answer in time."""
+    error = PolicyTimeout(
+        f"no answer from {address} within {waited_s:.3g} s (Timeouts.action_s). Calling again asks "
+        "for the same step."
+    )
+    if pending.again is not None:
+        error.__cause__ = error_from_fault(pending.again)
+    return error
 
 
 def asks_again(fault: Fault) -> bool:

@@ -30,6 +30,8 @@ from client_sdk.errors import (
     PolicyClientError,
     ServerError,
     UnauthenticatedError,
+    UnavailableError,
+    UnknownSessionError,
     error_from_fault,
 )
 from client_sdk.wire import policyserver_pb2 as pb
@@ -137,6 +139,46 @@ class Backoff:
         return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
+class Attempts:
+    """When to try to connect again, and when to give up. Times are ``time.monotonic``'s.
+
+    Attributes:
+        diagnosis_s: Kept back from the budget for finding out why it did not work.
+    """
+
+    def __init__(
+        self, start: float, budget_s: float, longest_attempt_s: float, lease_s: float | None
+    ) -> None:
+        self.diagnosis_s = min(1.5, 0.2 * budget_s)
+        self._start = start
+        self._until = start + budget_s - self.diagnosis_s
+        self._longest_attempt_s = min(longest_attempt_s, 3600.0)
+        # Several attempts must fit into a session's lease.
+        self._backoff = Backoff(most_s=1.0 if lease_s is None else min(2.0, lease_s / 6.0))
+
+    def timeout_s(self, now: float) -> float:
+        """Of the attempt that starts now."""
+        return min(max(self._until - now, 0.05), self._longest_attempt_s)
+
+    def waited_s(self, now: float) -> float:
+        """Since the first attempt."""
+        return now - self._start
+
+    def delay_s(self, now: float, failure: PolicyClientError | Disconnected) -> float | None:
+        """Until the next attempt; None: there is no time left for one.
+
+        Raises:
+            PolicyClientError: ``failure``, where trying again cannot help.
+        """
+        asked_s: float | None = None
+        if isinstance(failure, PolicyClientError):
+            asked_s = failure.retry_after_s
+            if asked_s is None and not isinstance(failure, UnavailableError):
+                raise failure
+        delay_s = self._backoff.delay_s() if asked_s is None else asked_s
+        return delay_s if now + delay_s < self._until else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
     """A server to connect to, and who we are."""
@@ -220,6 +262,15 @@ def error_of_status(
             f"whatever answers there is no policy server of this protocol: {text}"
         )
     return ServerError(f"{code.name}: {text}")
+
+
+def error_of_stream(
+    error: PolicyClientError | Disconnected,
+) -> PolicyClientError | Disconnected:
+    """Likewise, where the server's "not now" or "who are you" calls for another connection."""
+    if isinstance(error, UnavailableError | UnknownSessionError):
+        return Disconnected(str(error))
+    return error
 
 
 class Connection:
@@ -312,7 +363,7 @@ class Stream:
         except grpc.RpcError as error:
             if watchdog.expired:
                 raise Overdue from None
-            raise _error_of_call(error) from None
+            raise error_of_stream(_error_of_call(error)) from None
         finally:
             watchdog.deadline = math.inf
         return data

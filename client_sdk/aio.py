@@ -1,0 +1,328 @@
+"""``AsyncPolicyClient``: the same verbs and objects as coroutines, for any number of tasks of a loop.
+
+Thin, as ``client`` is; see there for what each verb means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from client_sdk.aio_actor import AioRemoteActor
+from client_sdk.client_base import ClientBase
+from client_sdk.episode import BatchTrack, EpisodeTrack, end_status
+from client_sdk.errors import ConcurrentUseError, EpisodeEndedError, NotConnectedError
+
+
+class AsyncPolicyClient(ClientBase):
+    """A simulator's connection to a policy server, for ``asyncio``.
+
+    ::
+
+        async with AsyncPolicyClient("localhost:9900") as client:
+            async with client.episode() as episode:
+                action = await episode.act(observation)
+                ...
+                await episode.end(observation, reward, terminated=True)
+
+    Made anywhere, it belongs to the event loop that connects it. Tasks may share it, but not one
+    episode at a time. Arguments and errors are ``PolicyClient``'s; connecting is left to ``connect``
+    (or ``async with``), so that the constructor does no I/O.
+    """
+
+    _what = "AsyncPolicyClient"
+    _actor: AioRemoteActor | None = None
+
+    async def connect(self) -> None:
+        """Open the session; nothing happens if it is open.
+
+        Raises:
+            ConnectError: Nobody answers within ``timeouts.connect_s``; its subclass says how.
+            UnauthenticatedError: The token is missing or wrong.
+            SpaceMismatchError: The server's spaces are others; the message says where.
+        """
+        if self._actor is not None:
+            self._guard.check()
+            return
+        actor = AioRemoteActor(self._endpoint, self._exchange, self._timeouts)
+        try:
+            await actor.connect()
+        except BaseException:
+            await actor.abort()
+            raise
+        self._actor, self._loop = actor, asyncio.get_running_loop()
+        self._guard.closed = False
+
+    # -- RLlib's verbs -------------------------------------------------------------------------
+
+    async def start_episode(
+        self, episode_id: str | None = None, training_enabled: bool = True, explore: bool = True
+    ) -> str:
+        """See ``PolicyClient.start_episode``."""
+        self._check()
+        return self._start(episode_id, training_enabled, explore).id
+
+    async def get_action(self, episode_id: str, observation: Any) -> Any:
+        """See ``PolicyClient.get_action``."""
+        actor, track = self._check(), self._book.find(episode_id)
+        with _Alone(track):
+            return await actor.act(track, observation)
+
+    async def log_action(
+        self, episode_id: str, observation: Any, action: Any, logp: float | None = None
+    ) -> None:
+        """See ``PolicyClient.log_action``."""
+        actor, track = self._check(), self._book.find(episode_id)
+        with _Alone(track):
+            await actor.log_action(track, observation, action, logp)
+
+    async def log_returns(
+        self,
+        episode_id: str,
+        reward: float,
+        info: Mapping[Any, Any] | None = None,
+        multiagent_done_dict: Mapping[Any, Any] | None = None,
+    ) -> None:
+        """See ``PolicyClient.log_returns``."""
+        self._check()
+        self._log_returns(episode_id, reward, info, multiagent_done_dict)
+
+    async def end_episode(
+        self, episode_id: str, observation: Any, *, truncated: bool = False
+    ) -> None:
+        """See ``PolicyClient.end_episode``."""
+        actor, track = self._check(), self._book.find(episode_id)
+        with _Alone(track):
+            await actor.end(track, observation, end_status(terminated=False, truncated=truncated))
+            self._ended(track)
+
+    async def update_policy_weights(self) -> None:
+        """Nothing to do: the server always acts with its newest policy."""
+        self._check()
+
+    # -- objects -------------------------------------------------------------------------------
+
+    def episode(
+        self,
+        episode_id: str | None = None,
+        *,
+        training_enabled: bool = True,
+        explore: bool = True,
+    ) -> AsyncEpisode:
+        """Begin an episode; see ``Episode``. No coroutine: it costs nothing before its first row."""
+        self._check()
+        return AsyncEpisode(self, self._start(episode_id, training_enabled, explore))
+
+    def episodes(
+        self, n: int, *, training_enabled: bool = True, explore: bool = True
+    ) -> AsyncEpisodeBatch:
+        """N episodes that step together; see ``EpisodeBatch``. No coroutine, as ``episode``."""
+        self._check()
+        return AsyncEpisodeBatch(self, self._start_batch(n, training_enabled, explore))
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def ping(self) -> float:
+        """See ``PolicyClient.ping``."""
+        return await self._check().ping()
+
+    async def close(self) -> None:
+        """End the session; calls under way raise ClosedClientError. Idempotent."""
+        actor = self._actor
+        if self._guard.closed or actor is None:
+            return
+        self._guard.closed = True
+        if not self._guard.forked:
+            await actor.finish()
+
+    def _check(self) -> AioRemoteActor:
+        actor = self._actor
+        if actor is None:
+            raise NotConnectedError(
+                "connect first: async with AsyncPolicyClient(...) as client, or await "
+                "client.connect()"
+            )
+        self._guard.check()
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConcurrentUseError(
+                "this AsyncPolicyClient was connected in another event loop: make one in each loop"
+            )
+        return actor
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        guard = getattr(self, "_guard", None)
+        if guard is None or guard.closed or guard.forked or self._actor is None:
+            return
+        warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+        self._actor.forget()
+
+
+class AsyncEpisode:
+    """One run of one agent; see ``Episode``, whose methods these are as coroutines."""
+
+    def __init__(self, client: AsyncPolicyClient, track: EpisodeTrack) -> None:
+        self._client = client
+        self._track = track
+
+    @property
+    def id(self) -> str:
+        """By which the client's verbs know it too."""
+        return self._track.id
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._track.ended
+
+    async def act(self, observation: Any, reward: float = 0.0) -> Any:
+        """See ``Episode.act``."""
+        actor, track = self._client._check(), self._track
+        track.check_running()
+        with _Alone(track):
+            return await actor.act(track, observation, reward)
+
+    async def log_action(
+        self, observation: Any, action: Any, logp: float | None = None, reward: float = 0.0
+    ) -> None:
+        """See ``Episode.log_action``."""
+        actor, track = self._client._check(), self._track
+        track.check_running()
+        with _Alone(track):
+            await actor.log_action(track, observation, action, logp, reward)
+
+    async def log_returns(self, reward: float = 0.0, info: Mapping[Any, Any] | None = None) -> None:
+        """See ``Episode.log_returns``."""
+        self._client._check()
+        self._track.check_running()
+        self._client._log_returns(self._track.id, reward, info, None)
+
+    async def end(
+        self,
+        observation: Any = None,
+        reward: float = 0.0,
+        *,
+        terminated: bool = False,
+        truncated: bool = False,
+    ) -> None:
+        """See ``Episode.end``."""
+        client, track = self._client, self._track
+        actor = client._check()
+        track.check_running()
+        with _Alone(track):
+            status = end_status(terminated=terminated, truncated=truncated)
+            await actor.end(track, observation, status, reward)
+            client._ended(track)
+
+    async def abandon(self) -> None:
+        """See ``Episode.abandon``."""
+        client, track = self._client, self._track
+        actor = client._check()
+        if not track.ended:
+            client._ended(track)
+            await actor.abandon(track)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._client.closed:
+            await self.abandon()
+
+
+class AsyncEpisodeBatch:
+    """N episodes that step together; see ``EpisodeBatch``, whose methods these are as coroutines.
+
+    Attributes:
+        n: How many.
+    """
+
+    def __init__(self, client: AsyncPolicyClient, track: BatchTrack) -> None:
+        self._client = client
+        self._track = track
+        self._closed = False
+        self.n = track.n
+
+    async def act(
+        self,
+        observations: Any,
+        rewards: Any = None,
+        terminated: Any = None,
+        truncated: Any = None,
+    ) -> Any:
+        """See ``EpisodeBatch.act``."""
+        actor, track = self._client._check(), self._track
+        if self._closed:
+            raise EpisodeEndedError("this batch has ended; start another one")
+        with _Alone(track):
+            return await actor.act_batch(track, observations, rewards, terminated, truncated)
+
+    async def abandon(self, rows: Sequence[int]) -> None:
+        """See ``EpisodeBatch.abandon``."""
+        actor, track = self._client._check(), self._track
+        with _Alone(track):
+            await actor.abandon_rows(track, rows)
+
+    async def close(self) -> None:
+        """Take back what is running. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        client, track = self._client, self._track
+        actor = client._check()
+        last = track.abandon(track.running())
+        client._exchange.tracks.discard(track)
+        if last is not None:
+            await actor.tell(track, last)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._client.closed:
+            await self.close()
+
+
+class _Alone:
+    """One call for an episode at a time: its steps have an order."""
+
+    __slots__ = ("_track",)
+
+    def __init__(self, track: EpisodeTrack | BatchTrack) -> None:
+        self._track = track
+
+    def __enter__(self) -> None:
+        track = self._track
+        if track.busy:
+            raise ConcurrentUseError(
+                f"another task waits for an answer to episode {track}: one call for an episode at "
+                "a time"
+            )
+        track.busy = True
+
+    def __exit__(self, *exception: object) -> None:
+        self._track.busy = False

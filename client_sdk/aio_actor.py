@@ -1,0 +1,394 @@
+"""``AioRemoteActor``: what ``actors.RemoteActor`` does, for many tasks of one event loop.
+
+One task reads the stream, connects again when it breaks, and wakes whoever waits; so a lost
+connection comes back also while nobody asks for anything. Loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from client_sdk.aio_transport import AioConnection, AioStream
+from client_sdk.config import Address, Timeouts
+from client_sdk.diagnosis import diagnose
+from client_sdk.episode import BatchTrack, EpisodeTrack, Rows, Status, Track
+from client_sdk.errors import (
+    ClosedClientError,
+    ConnectError,
+    PolicyClientError,
+    UnavailableError,
+    UnknownSessionError,
+)
+from client_sdk.exchange import Exchange, Pending, logger, overdue
+from client_sdk.transport import MAX_REDIRECTS, Attempts, Disconnected, Endpoint
+from client_sdk.wire import policyserver_pb2 as pb
+
+_CLOSED = "the client was closed meanwhile"
+
+
+class AioRemoteActor:
+    """The shell around an ``Exchange`` for one event loop. Its stream keeps the session's lease."""
+
+    def __init__(self, endpoint: Endpoint, exchange: Exchange, timeouts: Timeouts) -> None:
+        self.exchange = exchange
+        self._endpoint = endpoint
+        self._timeouts = timeouts
+        self._loop = asyncio.get_running_loop()
+        self._connection: AioConnection | None = None
+        self._stream: AioStream | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # -- verbs ---------------------------------------------------------------------------------
+
+    async def act(self, track: EpisodeTrack, observation: Any, reward: float = 0.0) -> Any:
+        """Record where an episode is; returns the next action."""
+        pending = track.pending
+        if pending is not None and pending.told:
+            await self._settle(track)
+            pending = None
+        # A step that was asked and not answered is still asked.
+        if pending is None:
+            columns = self.exchange.observation(observation)
+            track.add_reward(reward)
+            pending = self.exchange.issue(track, track.row(columns))
+            await self._send(pending)
+        await self._wait(pending)
+        return self.exchange.action(pending)
+
+    async def log_action(
+        self,
+        track: EpisodeTrack,
+        observation: Any,
+        action: Any,
+        logp: float | None = None,
+        reward: float = 0.0,
+    ) -> None:
+        """Record what the application did by itself."""
+        await self._settle(track)
+        exchange = self.exchange
+        columns, logged = exchange.observation(observation), exchange.logged_action(action, logp)
+        track.add_reward(reward)
+        told = exchange.logged_actions_welcome
+        pending = exchange.issue(track, track.row(columns, Status.RUNNING, logged, logp), told=told)
+        await self._send(pending)
+        if not told:
+            # Refused for the algorithm's sake, or never: so the first one is waited for.
+            await self._wait(pending)
+            exchange.acknowledge(pending)
+            exchange.logged_actions_welcome = True
+
+    async def end(
+        self, track: EpisodeTrack, observation: Any, status: Status, reward: float = 0.0
+    ) -> None:
+        """Record where an episode ended; nobody waits for the answer."""
+        await self._settle(track)
+        columns = self.exchange.last_observation(observation, status)
+        track.add_reward(reward)
+        if track.step:  # else: an episode without a step, of which the server has not heard
+            await self.tell(track, track.row(columns, status))
+
+    async def abandon(self, track: EpisodeTrack) -> None:
+        """Take an episode back; nobody waits for the answer."""
+        if track.begun:
+            await self.tell(track, track.last_row())
+
+    async def act_batch(
+        self, track: BatchTrack, observations: Any, rewards: Any, terminated: Any, truncated: Any
+    ) -> Any:
+        """Record a vector step; returns the next actions."""
+        pending = track.pending
+        if pending is None:
+            columns = self.exchange.observations(observations, track.n)
+            rows = track.rows(columns, rewards, terminated, truncated)
+            if rows is None:
+                return self.exchange.no_actions(track.n)
+            pending = self.exchange.issue(track, rows)
+            await self._send(pending)
+        await self._wait(pending)
+        return self.exchange.actions(pending, track.n)
+
+    async def abandon_rows(self, track: BatchTrack, indices: Sequence[int]) -> None:
+        """Take some episodes of a batch back, after whatever was asked of it before."""
+        if track.pending is not None:
+            await self._wait(track.pending)
+            track.pending = None
+        last = track.abandon(indices)
+        if last is not None:
+            await self.tell(track, last)
+
+    async def tell(self, track: Track, rows: Rows) -> None:
+        """Send rows that end what they speak of."""
+        await self._send(self.exchange.issue(track, rows, told=True, final=True))
+
+    async def ping(self) -> float:
+        """Seconds that a round trip takes, without an action."""
+        exchange = self.exchange
+        request = pb.ActRequest(session_id=exchange.session.id if exchange.session else "")
+        connection = self._connection
+        if connection is None:
+            raise ConnectError(f"connection to {self._endpoint.address} lost: connecting again")
+        start = time.perf_counter()
+        try:
+            await connection.act(request, min(self._timeouts.action_s, 3600.0))
+        except (Disconnected, UnavailableError, UnknownSessionError) as lost:
+            raise ConnectError(f"connection to {self._endpoint.address} lost: {lost}") from None
+        return time.perf_counter() - start
+
+    # -- one request ---------------------------------------------------------------------------
+
+    async def _send(self, pending: Pending) -> None:
+        stream = self._stream
+        if stream is not None:
+            await stream.send(pending.data)
+        elif self._reader is None or self._reader.done():
+            # Gave up connecting; it is sent with everything unanswered.
+            self._reader = self._loop.create_task(self._read(connected=False))
+
+    async def _settle(self, track: EpisodeTrack) -> None:
+        """Wait for the episode's previous row, so that two of one episode are never on their way."""
+        pending = track.pending
+        if pending is not None:
+            await self._wait(pending)
+            self.exchange.acknowledge(pending)
+
+    async def _wait(self, pending: Pending, within_s: float | None = None) -> None:
+        """Wait until that request has an answer; the reader sees to it.
+
+        Raises:
+            PolicyTimeout: It has none within ``Timeouts.action_s``.
+            ConnectError: The connection could not be made again.
+        """
+        if pending.answer is not None:
+            return
+        if self._closed:
+            raise ClosedClientError(_CLOSED)
+        if self._reader is None or self._reader.done():
+            await self._send(pending)
+        waiter = pending.waiter = self._loop.create_future()
+        pending.due = self._loop.time() + (
+            self._timeouts.action_s if within_s is None else within_s
+        )
+        if self._timer is None or within_s is not None:
+            self._watch()
+        await waiter
+
+    def _watch(self) -> None:
+        """Look again when the first of those who wait has waited long enough."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = [pending.due for pending in self.exchange.pending.values() if pending.waiter]
+        if due:
+            # Nobody waits longer than that, so one timer is enough: those who come later are due
+            # later, or found when it fires.
+            self._timer = self._loop.call_at(min(due), self._expire)
+
+    def _expire(self) -> None:
+        now = self._loop.time()
+        for pending in self.exchange.pending.values():
+            # While connecting, the patience is reconnect_s and the reader's.
+            if pending.waiter and pending.due <= now and self._stream is not None:
+                error = overdue(pending, self._endpoint.address, self._timeouts.action_s)
+                _wake(pending, error)
+        self._timer = None
+        if self._stream is not None:
+            self._watch()
+
+    # -- the connection ------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Open the session.
+
+        Raises:
+            ConnectError: Nobody answered within ``Timeouts.connect_s``; the class says how.
+            PolicyClientError: The server refuses this client.
+        """
+        await self._connect(self._timeouts.connect_s)
+        self._reader = self._loop.create_task(self._read(connected=True))
+
+    async def _read(self, *, connected: bool) -> None:
+        """Take answers and connect again, until that fails or the client is closed."""
+        try:
+            while True:
+                if not connected:
+                    await self._connect(self._timeouts.reconnect_s)
+                    self.exchange.stats.reconnects += 1
+                    logger.info(
+                        "connected to %s again; %d unanswered requests sent again",
+                        self._endpoint.address,
+                        len(self.exchange.pending),
+                    )
+                why = await self._read_stream()
+                await self._drop()
+                connected = False
+                logger.warning(
+                    "connection to %s lost (%s); connecting again", self._endpoint.address, why
+                )
+        except PolicyClientError as error:
+            await self._drop()
+            logger.error("gave up connecting to %s: %s", self._endpoint.address, error)
+            self._fail(error)
+        except Exception as error:  # else whoever waits would wait for ever
+            logger.exception("a bug of the client")
+            await self._drop()
+            self._fail(ConnectError(f"the client failed: {error!r}"))
+
+    async def _read_stream(self) -> str:
+        """Take answers until there are no more; returns why."""
+        exchange, stream = self.exchange, self._stream
+        if stream is None:
+            return "never connected"
+        take, receive = exchange.take, stream.receive
+        while True:
+            try:
+                pending = take(await receive())
+            except Disconnected as lost:
+                return lost.why
+            if exchange.session_lost:
+                return "the server does not know the session any more"
+            if pending is None:
+                continue
+            if pending.answer is not None:
+                if pending.waiter is not None:
+                    _wake(pending)
+            elif pending.again is not None:
+                self._loop.call_later(pending.again_in_s(), self._ask_again, pending, stream)
+
+    def _ask_again(self, pending: Pending, stream: AioStream) -> None:
+        """Repeat a request that met a "not now", unless connecting again has done so."""
+        if pending.again is not None and stream is self._stream:
+            pending.again = None
+            self.exchange.stats.asked_again += 1
+            self._spawn(stream.send(pending.data))
+
+    def _fail(self, error: PolicyClientError) -> None:
+        for pending in list(self.exchange.pending.values()):
+            if pending.waiter is not None:
+                _wake(pending, copy.copy(error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, budget_s: float) -> None:
+        session = self.exchange.session
+        attempts = Attempts(
+            time.monotonic(),
+            budget_s,
+            self._timeouts.connect_s,
+            session.lease_s if session else None,
+        )
+        while True:
+            try:
+                await self._open(attempts.timeout_s(time.monotonic()))
+                return
+            except (Disconnected, PolicyClientError) as error:
+                failure = error
+            now = time.monotonic()
+            delay_s = attempts.delay_s(now, failure)
+            if delay_s is None:
+                if isinstance(failure, PolicyClientError):
+                    raise failure
+                raise await asyncio.to_thread(
+                    diagnose,
+                    self._endpoint,
+                    attempts.waited_s(now),
+                    failure.why,
+                    attempts.diagnosis_s,
+                )
+            await asyncio.sleep(delay_s)
+
+    async def _open(self, timeout_s: float) -> None:
+        """One attempt: session, then stream, then whatever is not answered."""
+        target = self._endpoint.address
+        for _ in range(MAX_REDIRECTS + 1):
+            connection = AioConnection(self._endpoint, target)
+            try:
+                response = await connection.open_session(self.exchange.hello(), timeout_s)
+                if response.redirect_address:
+                    target = Address.parse(response.redirect_address)
+                    await connection.close()
+                    continue
+                waiting = list(self.exchange.pending.values())
+                unanswered = self.exchange.adopt(response)
+                stream = connection.stream_act()
+            except BaseException:
+                await connection.close()
+                raise
+            self._connection, self._stream = connection, stream
+            now = self._loop.time()
+            for pending in unanswered:
+                pending.due = max(pending.due, now + self._timeouts.action_s)
+                self._spawn(stream.send(pending.data))
+            for pending in waiting:
+                if pending.answer is not None:  # not worth sending to another server
+                    _wake(pending)
+            self._watch()
+            return
+        raise ConnectError(f"{self._endpoint.address} sends us on more than {MAX_REDIRECTS} times")
+
+    async def _drop(self) -> None:
+        """Give up stream and channel; the session lives on for its lease."""
+        stream, self._stream = self._stream, None
+        connection, self._connection = self._connection, None
+        if stream is not None:
+            stream.close()
+        if connection is not None:
+            await connection.close()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def finish(self) -> None:
+        """See that ended episodes have arrived, and close the session: within ``close_s``."""
+        until = time.monotonic() + self._timeouts.close_s
+        told = [pending for pending in self.exchange.pending.values() if pending.told]
+        try:
+            async with asyncio.timeout(self._timeouts.close_s):
+                for pending in told:
+                    await self._wait(pending, max(until - time.monotonic(), 0.05))
+        except (PolicyClientError, TimeoutError) as error:
+            logger.warning("closing without knowing whether the last episodes arrived: %s", error)
+        session, connection = self.exchange.session, self._connection
+        if session is not None and connection is not None:
+            with contextlib.suppress(PolicyClientError, Disconnected):
+                left_s = max(until - time.monotonic(), 0.1)
+                request = pb.CloseSessionRequest(session_id=session.id)
+                await connection.close_session(request, left_s)
+        await self.abort()
+
+    async def abort(self) -> None:
+        """Let go of everything, without a word; whoever waits is told so."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in (self._reader, *self._tasks):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        await self._drop()
+        self._fail(ClosedClientError(_CLOSED))
+
+    def forget(self) -> None:
+        """Stop the reader of a client that nobody closed. Any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
+            if self._reader is not None:
+                self._loop.call_soon_threadsafe(self._reader.cancel)
+
+
+def _wake(pending: Pending, error: BaseException | None = None) -> None:
+    waiter, pending.waiter = pending.waiter, None
+    if waiter is None or waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)

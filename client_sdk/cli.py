@@ -1,0 +1,242 @@
+"""``policy-client``: let a policy server act in a Gymnasium environment. Main thread only."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from client_sdk.config import Address, Timeouts, TlsConfig
+from client_sdk.errors import InvalidValueError, PolicyClientError
+
+if TYPE_CHECKING:
+    from client_sdk.runner import RunSummary
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+_EXIT_CODES = """\
+exit codes:
+  0    that many episodes have ended
+  1    no policy server answers, or it refuses this client
+  2    a bad option, or no such environment
+  130  ended by Ctrl-C (SIGINT)
+  143  ended by SIGTERM
+"""
+
+_RUN_EXAMPLES = """\
+examples:
+  policy-client run CartPole-v1 --server localhost:9900 --envs 16
+  policy-client run my_package:Warehouse-v0 --server trainer:9900 --tls-ca ca.pem --token-file token
+  policy-client run CartPole-v1 --server localhost:9900 --episodes 20 --greedy
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class _Signal:
+    """Turns the first SIGINT or SIGTERM into KeyboardInterrupt; later ones find us on our way out."""
+
+    number = 0
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if not self.number:
+            self.number = number
+            raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Without the program's name; the process's own by default.
+
+    Returns:
+        The exit code.
+    """
+    stopped = _Signal()
+    previous = {
+        number: signal.signal(number, stopped) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        options = _parser().parse_args(arguments)
+        logging.basicConfig(
+            level=logging.DEBUG if options.debug else logging.INFO,
+            format="%(message)s",
+            stream=sys.stderr,
+        )
+        return _run(options)
+    except KeyboardInterrupt:
+        return 128 + (stopped.number or signal.SIGINT)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="policy-client",
+        description="Connect a simulator to a policy server.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="let the server act in a Gymnasium environment",
+        description="Let the server act in a Gymnasium environment, and learn from it.",
+        epilog=f"{_RUN_EXAMPLES}\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument(
+        "env", metavar="ENV", help="Gymnasium id, such as CartPole-v1 or package:Id-v0"
+    )
+    run.add_argument(
+        "--server", required=True, metavar="HOST:PORT", type=_address, help="the policy server"
+    )
+    run.add_argument(
+        "--envs",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="environments that step together, one message for all (default: 1)",
+    )
+    run.add_argument(
+        "--inference",
+        choices=["remote"],
+        default="remote",
+        help="remote: ask the server for every action (default)",
+    )
+    run.add_argument(
+        "--episodes", type=_count, metavar="N", help="end after N episodes (default: never)"
+    )
+    run.add_argument("--seed", type=int, metavar="N", help="of the first reset; env i gets N + i")
+    run.add_argument(
+        "--greedy", action="store_true", help="take the likeliest actions; nothing is learnt"
+    )
+    run.add_argument(
+        "--no-training", action="store_true", help="report returns, but learn nothing from them"
+    )
+    run.add_argument("--name", help="for the server's logs (default: host name and process id)")
+    run.add_argument(
+        "--connect-timeout",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="wait so long for a server that is not up yet (default: 60)",
+    )
+    run.add_argument("--token-file", type=Path, metavar="F", help="file with the bearer token")
+    run.add_argument(
+        "--tls-ca",
+        metavar="F",
+        help="PEM file of the authority that signed the server's certificate",
+    )
+    run.add_argument("--tls-cert", metavar="F", help="PEM file of this client's certificate")
+    run.add_argument("--tls-key", metavar="F", help="PEM file of its private key")
+    run.add_argument(
+        "--insecure",
+        action="store_true",
+        help="send the token without TLS to another machine all the same",
+    )
+    run.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    run.add_argument("--debug", action="store_true", help="log in detail")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Gymnasium and gRPC are not needed to refuse a bad option.
+    import gymnasium as gym
+
+    from client_sdk.runner import run_gymnasium
+
+    def report(summary: RunSummary) -> None:
+        if not options.quiet:
+            print(_line(summary), flush=True)
+
+    if options.quiet:
+        logging.getLogger().setLevel(logging.ERROR)
+    try:
+        token = options.token_file.read_text().strip() if options.token_file else None
+        tls = None
+        if options.tls_ca or options.tls_cert or options.tls_key:
+            tls = TlsConfig(options.tls_ca, options.tls_cert, options.tls_key)
+        timeouts = dataclasses.replace(Timeouts(), connect_s=options.connect_timeout)
+        summary = run_gymnasium(
+            options.env,
+            str(options.server),
+            inference_mode=options.inference,
+            num_envs=options.envs,
+            episodes=options.episodes,
+            training_enabled=not options.no_training,
+            explore=not options.greedy,
+            seed=options.seed,
+            token=token,
+            tls=tls,
+            insecure=options.insecure,
+            timeouts=timeouts,
+            name=options.name,
+            on_progress=report,
+        )
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        return _failed(EXIT_USAGE, f"cannot make {options.env!r}: {error}")
+    except OSError as error:
+        if isinstance(error, PolicyClientError):
+            return _failed(EXIT_FAILED, str(error))
+        return _failed(EXIT_USAGE, f"cannot read {error.filename}: {error.strerror}")
+    except InvalidValueError as error:
+        return _failed(EXIT_USAGE, str(error))
+    except PolicyClientError as error:
+        return _failed(EXIT_FAILED, str(error))
+    report(summary)
+    return 0
+
+
+def _failed(code: int, message: str) -> int:
+    print(f"policy-client: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _line(summary: RunSummary) -> str:
+    mean = "-" if math.isnan(summary.mean_return) else f"{summary.mean_return:.1f}"
+    return (
+        f"episodes {summary.episodes}  steps {summary.steps}  "
+        f"steps/s {summary.steps_per_s:.0f}  mean return {mean}  "
+        f"policy version {summary.policy_version}"
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
+    return value
+
+
+def _address(text: str) -> Address:
+    try:
+        return Address.parse(text)
+    except InvalidValueError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
