@@ -11,10 +11,11 @@ import numpy as np
 from gymnasium import spaces
 
 from client_sdk import PolicyClient
-from client_sdk.config import Timeouts, TlsConfig
+from client_sdk.config import PROTOCOL_VERSION, Timeouts, TlsConfig
 from client_sdk.errors import PolicyTimeout, UnavailableError
 
-_ACTIONS = 50
+_ACTIONS = 100
+_PINGS = 20
 _WARM_UP = 5
 _ACTION_TIMEOUT_S = 2.0
 
@@ -47,7 +48,8 @@ def check(
         found = {
             "address": address,
             "handshake": f"{handshake_s * 1e3:.1f} ms",
-            "protocol": client.protocol_version,
+            "round trip": f"{_median_ms([client.ping() for _ in range(_WARM_UP + _PINGS)]):.2f} ms",
+            "protocol": f"policyserver.v1, {PROTOCOL_VERSION}",
             "inference": "remote",
             "observation space": describe(client.observation_space),
             "action space": describe(client.action_space),
@@ -58,9 +60,13 @@ def check(
         except (UnavailableError, PolicyTimeout) as error:
             return {**found, "policy": f"none yet: {error}"}
         found["policy version"] = str(client.policy_version)
-        for name, quantile in (("p50", 0.5), ("p99", 0.99)):
-            found[f"action {name}"] = f"{np.quantile(latencies_s, quantile) * 1e3:.2f} ms"
+        found["action p50"] = f"{_median_ms(latencies_s):.2f} ms"
+        found["action p99"] = f"{np.quantile(latencies_s, 0.99) * 1e3:.2f} ms"
     return found
+
+
+def _median_ms(seconds: list[float]) -> float:
+    return float(np.median(seconds)) * 1e3
 
 
 def _latencies(client: PolicyClient) -> list[float]:

@@ -112,8 +112,6 @@ def check_port(server: PolicyServerConfig) -> None:
 def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
     """Ray, ours unless one is running; it ends with the context."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Its native part warns about every actor with restarts; what it has to say is in its log files.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     # RLlib advertises its own migration guide at every start; errors are still told.
