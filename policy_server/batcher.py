@@ -252,7 +252,12 @@ class Batcher:
             self._gated.remove(ask)
         except ValueError:
             return
-        self._give_up(ask, Fault(Reason.NOT_READY, "cancelled"))
+        fault = Fault(
+            Reason.NOT_READY,
+            "the call that asked for this action first was cancelled; ask again",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+        self._give_up(ask, fault)
 
     def _give_up(self, ask: Ask, fault: Fault) -> None:
         for rows in ask.rows:

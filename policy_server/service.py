@@ -34,6 +34,9 @@ SERVICE_NAME = "policyserver.v1.PolicyService"
 _MAX_LABEL = 256
 """Characters of an episode's label that are kept."""
 
+_MAX_UNREAD = 1000
+"""Answers of one stream that its client has not read; beyond that no more requests are."""
+
 _MessageT = TypeVar("_MessageT", bound=Message)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 _Done = Callable[[list[Group], "Fault | None"], None]
@@ -170,7 +173,9 @@ class PolicyService:
             self.withdraw(ask)
 
     async def _stream_act(self, _requests: Any, context: _Context) -> None:
-        stream = _ActStream(self, context)
+        # One request for each open episode may wait; whatever is beyond that repeats itself.
+        max_asks = self._greeting.limits.max_open_episodes + _MAX_UNREAD
+        stream = _ActStream(self, context, max_asks)
         self._streams.add(stream)
         try:
             await stream.serve()
@@ -270,13 +275,17 @@ class _ActCall:
 class _ActStream:
     """One ``StreamAct`` call: reads requests, writes answers in the order they get ready."""
 
-    def __init__(self, service: PolicyService, context: _Context) -> None:
+    def __init__(self, service: PolicyService, context: _Context, max_asks: int) -> None:
         self._service = service
+        self._max_asks = max_asks
         self._context = context
         self._outbox: deque[pb.StreamActResponse] = deque()
         self._asks: dict[int, Ask] = {}  # unanswered, by our own count of requests
         self._taken = 0
         self._news: asyncio.Future[None] | None = None  # what the idle writer waits for
+        self._room: asyncio.Future[None] | None = (
+            None  # what a reader that is too far ahead waits for
+        )
         self._writing = False
         self._taking = False  # a request is being taken; its reader writes what it answers
         self._ended = False  # the client sends no more, but may wait for what it asked
@@ -304,6 +313,9 @@ class _ActStream:
                 self._take(data)
                 if self._outbox:  # answered at once: no need to wake the writer for it
                     await self._flush()
+                while len(self._outbox) >= _MAX_UNREAD or len(self._asks) >= self._max_asks:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
             self._ended = True
             self._wake_writer()
             # Not awaited itself: our own cancellation must not reach it.
@@ -372,6 +384,8 @@ class _ActStream:
         try:
             while self._outbox:
                 await self._context.write(self._outbox.popleft().SerializeToString())
+                if self._room is not None and not self._room.done():
+                    self._room.set_result(None)
         finally:
             self._writing = False
 

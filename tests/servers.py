@@ -49,6 +49,26 @@ class CountingPolicy:
         return InferredBatch(self, observations, actions, actions, outputs)
 
 
+class EchoPolicy:
+    """Answers each row with what only it can know: its observation, and how often it was asked.
+
+    The action is ``100 * observation[0] + rows of that agent seen before`` (a Discrete space).
+    """
+
+    def __init__(self, version: int = 1) -> None:
+        self.version = version
+
+    def infer(
+        self, observations: Columns, greedy: NDArray[np.bool_], contexts: Sequence[RowContext]
+    ) -> InferredBatch:
+        counts = np.array([context.memory or 0 for context in contexts], np.int64)
+        for context in contexts:
+            context.memory = (context.memory or 0) + 1
+        actions = {"": observations[""][:, 0].astype(np.int64) * 100 + counts}
+        logps = {"action_logp": observations[""][:, 0].astype(np.float32)}
+        return InferredBatch(self, observations, actions, actions, logps)
+
+
 class ServerUnderTest:
     """A listening server, and both of its seams in the test's hands."""
 

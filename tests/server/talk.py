@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -132,7 +132,7 @@ class Talker:
         if connect:
             self.session_id = self.open(**opening).session_id
 
-    def __enter__(self) -> Talker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
