@@ -21,7 +21,7 @@ from client_sdk.wire.spaces import space_to_proto
 from policy_server.experience import InferredBatch, Policy, RowContext
 from policy_server.onnx_check import check_template, randomize
 from policy_server.onnx_export import Template, export_template, refreshed_values
-from policy_server.onnx_graphs import GraphPlan, NotExportableError, plan_graph
+from policy_server.onnx_plan import GraphPlan, NotExportableError, plan_graph
 from policy_server.rl_module_engine import RLModuleFactory, RLModuleSpaces
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _spec(
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
 ) -> PolicySpec:
-    outputs = plan.output_names()
+    outputs = plan.output_shapes()
     roles = {name: name for name in outputs if name != "env_actions"}
     roles["env_actions"] = "env_actions" if "env_actions" in outputs else "actions"
     return PolicySpec(

@@ -21,7 +21,8 @@ from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 from client_sdk.onnx_policy import NoisePool, OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.onnx_export import Template, refreshed_values
-from policy_server.onnx_graphs import GraphPlan, NotExportableError, PolicyGraph
+from policy_server.onnx_graphs import PolicyGraph
+from policy_server.onnx_plan import GraphPlan, NotExportableError
 from policy_server.rl_module_engine import frozen_pipeline
 
 if TYPE_CHECKING:
@@ -110,9 +111,9 @@ def probe(codec: SpaceCodec, rows: int, rng: np.random.Generator) -> Columns:
         space = leaf.space
         values: Any
         if isinstance(space, gym.spaces.Discrete):
-            values = space.start + rng.integers(0, space.n, shape)
+            values = int(space.start) + rng.integers(0, int(space.n), shape)
         elif isinstance(space, gym.spaces.MultiDiscrete):
-            values = space.start + rng.integers(0, space.nvec, shape)
+            values = rng.integers(0, np.asarray(space.nvec, np.int64), shape) + space.start
         elif isinstance(space, gym.spaces.Box) and leaf.dtype.kind == "f":
             values = np.clip(rng.standard_normal(shape), space.low, space.high)
         elif isinstance(space, gym.spaces.Box) and leaf.dtype.kind in "iu":
@@ -161,7 +162,9 @@ def _check_rllib(
             return
         expected = module.forward_exploration(batch, t=0)[RLlibColumns.ACTION_DIST_INPUTS]
         _compare("action_dist_inputs", found["action_dist_inputs"], expected.numpy(), _TOLERANCE)
-        distribution = module.get_exploration_action_dist_cls().from_logits(expected)
+        # Of the graph's own inputs: where a deviation is tiny, a rounding of the mean counts.
+        own = torch.from_numpy(found["action_dist_inputs"])
+        distribution = module.get_exploration_action_dist_cls().from_logits(own)
         logp = distribution.logp(torch.from_numpy(found["actions"]))
         _compare("action_logp", found["action_logp"], logp.numpy(), _LOGP_TOLERANCE)
 

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from client_sdk.onnx_policy import PolicySpec
-from policy_server.onnx_graphs import GraphPlan, NotExportableError, PolicyGraph
+from policy_server.onnx_graphs import PolicyGraph
+from policy_server.onnx_plan import GraphPlan, NotExportableError
 
 OPSET: Final = 15
 """With IR 8 the newest that the runtimes of the common game engines read."""
@@ -153,7 +154,7 @@ def export_template(plan: GraphPlan, spec: PolicySpec) -> Template:
 
 def _export(plan: GraphPlan) -> Any:
     inputs = [*(each.name for each in plan.inputs), plan.noise.input]
-    outputs = plan.output_names()
+    outputs = plan.output_shapes()
     file = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -174,6 +175,11 @@ def _export(plan: GraphPlan) -> Any:
         raise NotExportableError(f"the export failed: {_one_line(error)}") from error
     model = onnx.load_from_string(file.getvalue())
     model.ir_version = IR_VERSION
+    for value in model.graph.output:
+        # The exporter leaves some dimensions open that are not.
+        shape = value.type.tensor_type.shape
+        for dim, size in zip(shape.dim[1:], outputs[value.name], strict=True):
+            dim.dim_value = size
     for node in model.graph.node:
         node.ClearField("doc_string")
     try:

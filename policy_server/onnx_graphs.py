@@ -1,113 +1,122 @@
-"""Which RLlib modules have an ONNX graph, and the small torch modules it is exported from.
-
-``plan_graph`` decides; its answer wraps the module's own layers, never the RLModule itself. B is
-the batch size, the only dynamic dimension. Actor thread only.
+"""The small torch modules that policies are exported from, never the RLModule itself.
 
 A graph is three parts in a row: raw observation leaves to the encoder's input (what the
 env-to-module connectors do), that to distribution inputs (the module), those and noise to actions
-(what the module-to-env connectors do). Nothing in them may look at B: the legacy exporter freezes it.
+(what the module-to-env connectors do). B is the batch size, the only dynamic dimension; nothing here
+may look at it, or the exporter makes a constant of it. Actor thread only.
+
+What a later version refreshes is a parameter or a buffer, and is used only together with data: an
+exporter folds what it can compute from parameters alone, and no version would replace the result.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-import tree
 from numpy.typing import NDArray
-from ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module import DefaultAPPOTorchRLModule
-from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
-from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
-from ray.rllib.connectors.common import (
-    AddObservationsFromEpisodesToBatch,
-    AddStatesFromEpisodesToBatch,
-    AddTimeDimToBatchAndZeroPad,
-    BatchIndividualItems,
-    NumpyToTensor,
-    TensorToNumpy,
-)
-from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.env_to_module import MeanStdFilter
-from ray.rllib.connectors.module_to_env import (
-    GetActions,
-    ListifyDataForVectorEnv,
-    NormalizeAndClipActions,
-    RemoveSingleTsTimeRankFromBatch,
-    UnBatchToIndividualItems,
-)
-from ray.rllib.core.distribution.torch.torch_distribution import (
-    TorchCategorical,
-    TorchDiagGaussian,
-    TorchMultiCategorical,
-)
-from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
-from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
+from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead
 from ray.rllib.utils.filter import RunningStat
 from ray.rllib.utils.numpy import SMALL_NUMBER
-from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
-
-from client_sdk.onnx_policy import InputSpec, NoiseSpec
-from client_sdk.wire.leaves import child_path
-
-_ENV_TO_MODULE_DEFAULTS = (
-    AddObservationsFromEpisodesToBatch,
-    AddTimeDimToBatchAndZeroPad,
-    AddStatesFromEpisodesToBatch,
-    BatchIndividualItems,
-    NumpyToTensor,
-)
-_MODULE_TO_ENV_DEFAULTS = (
-    GetActions,
-    TensorToNumpy,
-    UnBatchToIndividualItems,
-    RemoveSingleTsTimeRankFromBatch,
-    NormalizeAndClipActions,
-    ListifyDataForVectorEnv,
-)
-_ACTOR_CRITIC_MODULES = (DefaultPPOTorchRLModule, DefaultAPPOTorchRLModule)
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
-_INPUT_DTYPES = {
-    # Observations in double precision are for simulators; networks compute in single.
-    np.dtype(np.float16): np.dtype(np.float32),
-    np.dtype(np.float64): np.dtype(np.float32),
-}
 
 
-class NotExportableError(Exception):
-    """Why a module has no ONNX graph: one line, for the log."""
+class PolicyGraph(torch.nn.Module):
+    """Raw observation leaves and noise to everything that inference gives, as a tuple.
+
+    Args:
+        observe: Takes and returns a list of tensors, as each of its steps does.
+        net: The last of those to distribution inputs.
+        act: Distribution inputs and noise to outputs by name.
+    """
+
+    def __init__(
+        self, observe: Sequence[torch.nn.Module], net: torch.nn.Module, act: torch.nn.Module
+    ) -> None:
+        super().__init__()
+        self.observe = torch.nn.ModuleList(observe)
+        self.net = net
+        self.act = act
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The leaves in order, then the noise."""
+        return tuple(self.results(*inputs).values())
+
+    def results(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The same, by the names of the outputs."""
+        leaves: Sequence[torch.Tensor] = inputs[:-1]
+        for step in self.observe:
+            leaves = step(leaves)
+        found: dict[str, torch.Tensor] = self.act(self.net(leaves[0]), inputs[-1])
+        return found
+
+    def refresh(self, epsilon: float) -> None:
+        """Read again what is not a trained tensor: filter statistics, and epsilon as given."""
+        for step in self.observe:
+            if isinstance(step, Standardize):
+                step.refresh()
+        if isinstance(self.act, EpsilonGreedy):
+            self.act.epsilon.fill_(epsilon)
 
 
 # -- observations to the encoder's input
 
 
-class FlattenLeaves(torch.nn.Module):
+class Flatten(torch.nn.Module):
     """``FlattenObservations``: leaves in RLlib's order, flattened or one-hot, side by side."""
 
     def __init__(self, spaces: Sequence[gym.Space[Any]]) -> None:
         super().__init__()
-        # Per leaf its flat size, and the one-hot positions of each of its numbers or None.
         self._leaves = [(math.prod(space.shape or ()), _positions(space)) for space in spaces]
 
-    def forward(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
-        """``[B, *shape]`` for each leaf to ``[B, sum of sizes]``."""
+    def forward(self, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """``[B, *shape]`` for each leaf to one ``[B, sum of sizes]``."""
         parts: list[torch.Tensor] = []
         for leaf, (size, positions) in zip(leaves, self._leaves, strict=True):
             # -1 for the batch, not for the rest: the other way round B becomes a constant.
             flat = leaf.reshape(-1, size)
             if positions is None:
                 parts.append(flat.to(torch.float32))
-                continue
-            parts += [
-                (flat[:, i : i + 1] == each).to(torch.float32) for i, each in enumerate(positions)
-            ]
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+            else:
+                parts += [
+                    (flat[:, i : i + 1] == each).to(torch.float32)
+                    for i, each in enumerate(positions)
+                ]
+        return [torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]]
+
+
+def one_hot_sizes(space: gym.Space[Any]) -> list[int] | None:
+    """Sizes of the one-hot vectors that RLlib makes of a leaf; None where it takes the numbers.
+
+    Raises:
+        ValueError: RLlib cannot flatten such a leaf.
+    """
+    if isinstance(space, gym.spaces.Box | gym.spaces.MultiBinary):
+        return None
+    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
+        return [int(space.n)]
+    # RLlib's one_hot takes the value itself as the index, so it must count from 0.
+    if (
+        isinstance(space, gym.spaces.MultiDiscrete)
+        and space.nvec.ndim == 1
+        and not np.any(space.start)
+    ):
+        return [int(n) for n in space.nvec]
+    raise ValueError(f"RLlib cannot flatten {space}")
+
+
+def _positions(space: gym.Space[Any]) -> list[torch.Tensor] | None:
+    sizes = one_hot_sizes(space)
+    if sizes is None:
+        return None
+    dtype = getattr(torch, np.dtype(space.dtype).name)
+    return [torch.arange(size, dtype=dtype) for size in sizes]
 
 
 class Standardize(torch.nn.Module):
@@ -116,23 +125,21 @@ class Standardize(torch.nn.Module):
     The mean comes in two parts, so that values far from zero lose no precision to float32.
     """
 
-    def __init__(self, connector: MeanStdFilter, shape: tuple[int, ...]) -> None:
+    def __init__(self, connector: MeanStdFilter) -> None:
         super().__init__()
         self._connector = connector
-        self._shape = shape
-        for name, value in self.statistics().items():
+        for name, value in self._statistics().items():
             self.register_buffer(name, torch.from_numpy(value))
 
-    def statistics(self) -> dict[str, NDArray[np.float32]]:
-        """The connector's statistics as they are now, by the name of the buffer."""
+    def _statistics(self) -> dict[str, NDArray[np.float32]]:
         state = self._connector.get_state()[None]
         (stats,) = (RunningStat.from_state(each) for each in state["running_stats"])
-        mean = np.asarray(stats.mean, np.float64).reshape(self._shape)
+        mean = np.asarray(stats.mean, np.float64)
         if not state["de_mean_to_zero"]:
-            mean = np.zeros(self._shape)
-        divisor = np.asarray(stats.std, np.float32).reshape(self._shape) + np.float32(SMALL_NUMBER)
+            mean = np.zeros_like(mean)
+        divisor = np.asarray(stats.std, np.float32) + np.float32(SMALL_NUMBER)
         if not state["de_std_to_one"]:
-            divisor = np.ones(self._shape, np.float32)
+            divisor = np.ones_like(divisor)
         clip = state["clip_by_value"] or np.finfo(np.float32).max
         coarse = mean.astype(np.float32)
         return {
@@ -146,52 +153,33 @@ class Standardize(torch.nn.Module):
 
     def refresh(self) -> None:
         """Take the connector's statistics as they are now."""
-        for name, value in self.statistics().items():
+        for name, value in self._statistics().items():
             getattr(self, name).copy_(torch.from_numpy(value))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[B, *shape]`` to the same."""
-        x = ((x - self.mean) - self.mean_rest) / self.divisor
-        return torch.minimum(torch.maximum(x, self.low), self.high)
-
-
-class Observe(torch.nn.Module):
-    """What the env-to-module connectors make of an observation."""
-
-    def __init__(
-        self, leaves: Sequence[gym.Space[Any]], connectors: Sequence[Any], space: gym.Space[Any]
-    ) -> None:
-        super().__init__()
-        steps: list[torch.nn.Module] = []
-        flat = False
-        for connector in connectors:
-            if isinstance(connector, FlattenObservations):
-                steps.append(FlattenLeaves(leaves if not flat and not steps else [space]))
-                flat = True
-            else:
-                shape = connector.input_observation_space.shape
-                steps.append(Standardize(connector, tuple(shape)))
-            space = connector.observation_space
-        self.steps = torch.nn.ModuleList(steps)
-
-    def forward(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
-        """``[B, *shape]`` for each leaf to the encoder's input."""
-        x: Any = leaves
-        for step in self.steps:
-            if isinstance(step, FlattenLeaves) and not isinstance(x, list | tuple):
-                x = step([x])
-            elif isinstance(step, Standardize) and isinstance(x, list | tuple):
-                x = step(x[0])
-            else:
-                x = step(x)
-        return x[0] if isinstance(x, list | tuple) else x
+    def forward(self, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """One ``[B, *shape]`` to the same."""
+        x = ((leaves[0] - self.mean) - self.mean_rest) / self.divisor
+        return [torch.minimum(torch.maximum(x, self.low), self.high)]
 
 
 # -- the encoder's input to distribution inputs
 
 
-class PolicyNet(torch.nn.Module):
-    """Encoder and pi head of a default actor-critic module, stateless."""
+class LogitNet(torch.nn.Module):
+    """Encoder and pi head of a default actor-critic module with discrete actions."""
+
+    def __init__(self, encoder: torch.nn.Module, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder.net
+        self.head = head.net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[B, ...]`` to logits ``[B, n]``."""
+        return self.head(self.encoder(x))
+
+
+class GaussianNet(torch.nn.Module):
+    """The same with Box actions."""
 
     def __init__(self, encoder: torch.nn.Module, head: torch.nn.Module) -> None:
         super().__init__()
@@ -200,26 +188,23 @@ class PolicyNet(torch.nn.Module):
         self.log_std = head.log_std if isinstance(head, TorchFreeLogStdMLPHead) else None
         self._bound = float(head.log_std_clip_param) if head.clip_log_std else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[B, ...]`` to ``[B, distribution inputs]``."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[B, ...]`` to mean and log of the standard deviation, ``[B, d]`` each."""
         y = self.head(self.encoder(x))
-        if self.log_std is not None:
-            # Not expand(): that would freeze B. Nor a clamp of the parameter alone: exporters fold
-            # it into a constant that no later version replaces.
-            mean, log_std = y, self.log_std + y * 0.0
-        elif self._bound is not None:
+        if self.log_std is None:
             mean, log_std = torch.chunk(y, 2, dim=-1)
         else:
-            return y
+            # Not expand(): that would make a constant of B.
+            mean, log_std = y, self.log_std + y * 0.0
         if self._bound is not None:
             log_std = torch.clamp(log_std, -self._bound, self._bound)
-        return torch.cat((mean, log_std), dim=-1)
+        return mean, log_std
 
 
 class QNet(torch.nn.Module):
     """Q-values of a default DQN module, dueling or not."""
 
-    def __init__(self, module: DefaultDQNTorchRLModule) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
         self.encoder = module.encoder.net
         self.af = module.af.net
@@ -242,14 +227,14 @@ class QNet(torch.nn.Module):
 class Categorical(torch.nn.Module):
     """Gumbel-max sampling of one choice out of n."""
 
-    def __init__(self, space: gym.spaces.Discrete) -> None:
+    def __init__(self, space: gym.spaces.Discrete[Any]) -> None:
         super().__init__()
         self._start = int(space.start)
 
     def forward(self, logits: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """``[B, n]`` each to actions and their log-probabilities ``[B]``."""
         action = torch.argmax(logits + noise, dim=-1)
-        return _shifted(action, self._start) | {
+        return _from_start(action, self._start) | {
             "action_logp": _logp_of_choice(logits, action),
             "action_dist_inputs": logits,
         }
@@ -262,28 +247,26 @@ class MultiCategorical(torch.nn.Module):
         super().__init__()
         self._sizes = [int(n) for n in space.nvec]
         start = np.asarray(space.start, np.int64)
-        self._start = torch.from_numpy(start) if start.any() else None
-        self._dtype = getattr(torch, space.dtype.name)
+        self._start = torch.from_numpy(start) if start.any() else 0
+        self._dtype = getattr(torch, np.dtype(space.dtype).name)
 
     def forward(self, logits: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """``[B, sum of n]`` each to actions ``[B, k]`` and their log-probabilities ``[B]``."""
         k, n = len(self._sizes), self._sizes[0]
+        noisy = logits + noise
         if all(size == n for size in self._sizes):
-            table, noisy = logits.reshape(-1, k, n), (logits + noise).reshape(-1, k, n)
-            action = torch.argmax(noisy, dim=-1)
-            logp = _logp_of_choice(table, action).sum(dim=-1)
+            action = torch.argmax(noisy.reshape(-1, k, n), dim=-1)
+            logp = _logp_of_choice(logits.reshape(-1, k, n), action).sum(dim=-1)
         else:
-            parts = logits.split(self._sizes, dim=-1)
-            choices = [
-                torch.argmax(part, dim=-1) for part in (logits + noise).split(self._sizes, dim=-1)
-            ]
+            choices = [torch.argmax(part, dim=-1) for part in noisy.split(self._sizes, dim=-1)]
             action = torch.stack(choices, dim=-1)
+            parts = logits.split(self._sizes, dim=-1)
             logps = [_logp_of_choice(p, c) for p, c in zip(parts, choices, strict=True)]
             logp = torch.stack(logps, dim=-1).sum(dim=-1)
-        executed = _shifted(action, self._start)
+        found = _from_start(action, self._start)
         if self._dtype != torch.int64:
-            executed["env_actions"] = executed.get("env_actions", action).to(self._dtype)
-        return executed | {"action_logp": logp, "action_dist_inputs": logits}
+            found["env_actions"] = found.get("env_actions", action).to(self._dtype)
+        return found | {"action_logp": logp, "action_dist_inputs": logits}
 
 
 class DiagGaussian(torch.nn.Module):
@@ -293,38 +276,48 @@ class DiagGaussian(torch.nn.Module):
         super().__init__()
         # RLlib unsquashes only what is bounded everywhere, and clips only where it does not
         # normalize: an unbounded space with normalize_actions is executed as it comes.
-        bounded = bool(np.all(space.bounded_below) and np.all(space.bounded_above))
-        self._unsquash = normalize and bounded
+        self._unsquash = normalize and space.is_bounded("both")
         self._clip = self._unsquash or (clip and not normalize)
-        self._low = torch.from_numpy(space.low.copy())
-        self._high = torch.from_numpy(space.high.copy())
-        self._width = torch.from_numpy(space.high - space.low) if bounded else None
-        self._dtype = self._low.dtype
+        self._dtype = getattr(torch, np.dtype(space.dtype).name)
+        self._low, self._high = torch.from_numpy(space.low), torch.from_numpy(space.high)
+        self._same_bounds = len({*space.low.tolist()}) == len({*space.high.tolist()}) == 1
 
-    def forward(self, inputs: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``[B, 2 d]`` and ``[B, d]`` to actions ``[B, d]`` and their log-densities ``[B]``."""
-        mean, log_std = torch.chunk(inputs, 2, dim=-1)
+    def forward(
+        self, inputs: tuple[torch.Tensor, torch.Tensor], noise: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Mean, log of the standard deviation and noise ``[B, d]`` to actions ``[B, d]``."""
+        mean, log_std = inputs
         std = torch.exp(log_std)
         action = mean + std * noise
         # From the rounded action, not from the noise: the learner sees the action only, and its
         # ratio to this density must be 1 before the first update.
         standard = (action - mean) / std
-        logp = (-0.5 * standard * standard - log_std - _HALF_LOG_2PI).sum(dim=-1)
-        result = {"actions": action, "action_logp": logp, "action_dist_inputs": inputs}
-        executed = action.to(self._dtype)
+        constant = -_HALF_LOG_2PI * self._low.numel()
+        logp = constant - (0.5 * (standard * standard) + log_std).sum(dim=-1)
+        found = {
+            "actions": action,
+            "action_logp": logp,
+            "action_dist_inputs": torch.cat(inputs, dim=-1),
+        }
+        if self._unsquash or self._clip or self._dtype != action.dtype:
+            found["env_actions"] = self._executed(action.to(self._dtype))
+        return found
+
+    def _executed(self, action: torch.Tensor) -> torch.Tensor:
         if self._unsquash:
-            executed = self._low + (executed + 1.0) * self._width / 2.0
-        if self._clip:
-            executed = torch.minimum(torch.maximum(executed, self._low), self._high)
-        if executed is not action:
-            result["env_actions"] = executed
-        return result
+            half = (self._high - self._low) / 2.0
+            action = action * half + (self._low + half)
+        if self._clip and self._same_bounds:
+            action = torch.clamp(action, float(self._low[0]), float(self._high[0]))
+        elif self._clip:
+            action = torch.minimum(torch.maximum(action, self._low), self._high)
+        return action
 
 
 class EpsilonGreedy(torch.nn.Module):
     """The best action, or with probability epsilon any: two uniform numbers decide."""
 
-    def __init__(self, space: gym.spaces.Discrete) -> None:
+    def __init__(self, space: gym.spaces.Discrete[Any]) -> None:
         super().__init__()
         self._n = int(space.n)
         self._start = int(space.start)
@@ -336,12 +329,12 @@ class EpsilonGreedy(torch.nn.Module):
         # In float32 a number just below 1 times n may round to n.
         random = torch.clamp((which * self._n).to(torch.int64), max=self._n - 1)
         action = torch.where(chosen < self.epsilon, random, torch.argmax(q, dim=-1))
-        return _shifted(action, self._start) | {"q_values": q}
+        return _from_start(action, self._start) | {"q_values": q}
 
 
-def _shifted(action: torch.Tensor, start: Any) -> dict[str, torch.Tensor]:
+def _from_start(action: torch.Tensor, start: Any) -> dict[str, torch.Tensor]:
     # RLlib counts from 0 whatever the space's start; the application does not.
-    if start is None or (isinstance(start, int) and start == 0):
+    if isinstance(start, int) and start == 0:
         return {"actions": action}
     return {"actions": action, "env_actions": action + start}
 
@@ -349,247 +342,3 @@ def _shifted(action: torch.Tensor, start: Any) -> dict[str, torch.Tensor]:
 def _logp_of_choice(logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
     logps = torch.log_softmax(logits, dim=-1)
     return torch.gather(logps, -1, choice.unsqueeze(-1)).squeeze(-1)
-
-
-# -- the whole
-
-
-class PolicyGraph(torch.nn.Module):
-    """Raw observation leaves and noise to everything that inference gives, as a tuple."""
-
-    def __init__(self, observe: Observe, net: torch.nn.Module, act: torch.nn.Module) -> None:
-        super().__init__()
-        self.observe = observe
-        self.net = net
-        self.act = act
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The leaves in order, then the noise."""
-        return tuple(self.results(*inputs).values())
-
-    def results(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The same, by the names of the outputs."""
-        found: dict[str, torch.Tensor] = self.act(self.net(self.observe(inputs[:-1])), inputs[-1])
-        return found
-
-    def refresh(self, epsilon: float) -> None:
-        """Read again what is not a trained tensor: filter statistics, and epsilon as given."""
-        for step in self.observe.steps:
-            if isinstance(step, Standardize):
-                step.refresh()
-        if isinstance(self.act, EpsilonGreedy):
-            self.act.epsilon.fill_(epsilon)
-
-
-@dataclasses.dataclass(frozen=True)
-class GraphPlan:
-    """How to export one module."""
-
-    graph: PolicyGraph
-    """Shares its parameters with the module that it was planned for."""
-    inputs: tuple[InputSpec, ...]
-    noise: NoiseSpec
-    distribution: str
-    recorded: tuple[str, ...]
-    """Roles that RLlib's learners want in ``extra_model_outputs``."""
-
-    def example(self, rows: int) -> tuple[torch.Tensor, ...]:
-        """Inputs of the graph, all zero."""
-        leaves = [
-            torch.zeros((rows, *each.shape), dtype=getattr(torch, each.dtype))
-            for each in self.inputs
-        ]
-        return (*leaves, torch.zeros((rows, self.noise.size)))
-
-    def output_names(self) -> tuple[str, ...]:
-        """Of the graph, in order."""
-        with torch.no_grad():
-            return tuple(self.graph.results(*self.example(1)))
-
-
-def plan_graph(
-    module: Any,
-    observation_space: gym.Space[Any],
-    action_space: gym.Space[Any],
-    env_to_module: Any,
-    module_to_env: Any,
-) -> GraphPlan:
-    """How to export a module with its connectors.
-
-    Raises:
-        NotExportableError: It has no graph; the message says why.
-    """
-    connectors = _known_connectors(env_to_module)
-    actions = _known_actions(module_to_env)
-    spaces, inputs = _observation_inputs(observation_space, connectors)
-    net, act, noise, distribution, recorded = _network(module, action_space, actions)
-    graph = PolicyGraph(Observe(spaces, connectors, observation_space), net, act)
-    graph.eval()
-    return GraphPlan(graph, inputs, noise, distribution, recorded)
-
-
-def _network(
-    module: Any, space: gym.Space[Any], actions: NormalizeAndClipActions
-) -> tuple[torch.nn.Module, torch.nn.Module, NoiseSpec, str, tuple[str, ...]]:
-    kind = type(module)
-    if kind not in {*_ACTOR_CRITIC_MODULES, DefaultDQNTorchRLModule}:
-        raise NotExportableError(f"{kind.__name__} is no module of RLlib's that has a graph here")
-    if module.is_stateful():
-        raise NotExportableError(f"{kind.__name__} is recurrent")
-    if kind is DefaultDQNTorchRLModule:
-        return _q_network(module, space)
-    encoders = module.encoder
-    encoder = _known_encoder(
-        encoders.encoder if hasattr(encoders, "encoder") else encoders.actor_encoder
-    )
-    head = _known_head(module.pi)
-    net = PolicyNet(encoder, head)
-    sampled = module.get_exploration_action_dist_cls()
-    if module.get_inference_action_dist_cls() is not sampled:
-        raise NotExportableError("it explores with another distribution than it exploits with")
-    recorded = ("action_logp", "action_dist_inputs")
-    if isinstance(space, gym.spaces.Discrete) and sampled is TorchCategorical:
-        noise = NoiseSpec("gumbel", int(space.n), 0.0)
-        return net, Categorical(space), noise, "categorical", recorded
-    if (
-        isinstance(space, gym.spaces.MultiDiscrete)
-        and space.nvec.ndim == 1
-        # RLlib derives one class per space, by a closure.
-        and sampled.__mro__[1] is TorchMultiCategorical
-    ):
-        noise = NoiseSpec("gumbel", int(space.nvec.sum()), 0.0)
-        return net, MultiCategorical(space), noise, "multi_categorical", recorded
-    if isinstance(space, gym.spaces.Box) and sampled is TorchDiagGaussian:
-        if len(space.shape) != 1 or space.dtype not in (np.float32, np.float64):
-            raise NotExportableError(f"actions of {space} have no graph")
-        act = DiagGaussian(
-            space, normalize=bool(actions.normalize_actions), clip=bool(actions.clip_actions)
-        )
-        return net, act, NoiseSpec("normal", space.shape[0], 0.0), "diag_gaussian", recorded
-    raise NotExportableError(f"{sampled.__name__} over {type(space).__name__} actions has no graph")
-
-
-def _q_network(
-    module: DefaultDQNTorchRLModule, space: gym.Space[Any]
-) -> tuple[torch.nn.Module, torch.nn.Module, NoiseSpec, str, tuple[str, ...]]:
-    if module.num_atoms != 1:
-        raise NotExportableError(f"distributional Q-learning (num_atoms={module.num_atoms})")
-    if not isinstance(space, gym.spaces.Discrete):
-        raise NotExportableError(f"Q-values over {type(space).__name__} actions have no graph")
-    if module.get_exploration_action_dist_cls() is not TorchCategorical:
-        raise NotExportableError("a custom action distribution")
-    _known_encoder(module.encoder)
-    for head in (module.af, module.vf) if module.uses_dueling else (module.af,):
-        if type(head) is not TorchMLPHead or head.clip_log_std:
-            raise NotExportableError(f"custom head {type(head).__name__}")
-    # A first number of 1 is never below epsilon, which is at most 1.
-    noise = NoiseSpec("uniform", 2, 1.0)
-    return QNet(module), EpsilonGreedy(space), noise, "epsilon_greedy", ()
-
-
-def _known_encoder(encoder: Any) -> Any:
-    if type(encoder) not in {TorchMLPEncoder, TorchCNNEncoder}:
-        raise NotExportableError(f"custom encoder {type(encoder).__name__}")
-    return encoder
-
-
-def _known_head(head: Any) -> Any:
-    if type(head) not in {TorchMLPHead, TorchFreeLogStdMLPHead}:
-        raise NotExportableError(f"custom pi head {type(head).__name__}")
-    return head
-
-
-def _known_connectors(env_to_module: Any) -> list[Any]:
-    """The observation connectors in front of RLlib's defaults."""
-    pieces = list(env_to_module.connectors)
-    count = len(_ENV_TO_MODULE_DEFAULTS)
-    custom, rest = pieces[:-count], pieces[-count:]
-    if tuple(type(piece) for piece in rest) != _ENV_TO_MODULE_DEFAULTS:
-        raise NotExportableError("the env-to-module pipeline is not RLlib's default")
-    for piece in custom:
-        if type(piece) not in {FlattenObservations, MeanStdFilter} or piece._multi_agent:
-            raise NotExportableError(f"env-to-module connector {type(piece).__name__}")
-    return custom
-
-
-def _known_actions(module_to_env: Any) -> NormalizeAndClipActions:
-    pieces = list(module_to_env.connectors)
-    for piece in pieces:
-        if type(piece) not in _MODULE_TO_ENV_DEFAULTS:
-            raise NotExportableError(f"module-to-env connector {type(piece).__name__}")
-    if tuple(type(piece) for piece in pieces) != _MODULE_TO_ENV_DEFAULTS:
-        raise NotExportableError("the module-to-env pipeline is not RLlib's default")
-    return next(piece for piece in pieces if type(piece) is NormalizeAndClipActions)
-
-
-def _observation_inputs(
-    space: gym.Space[Any], connectors: Sequence[Any]
-) -> tuple[list[gym.Space[Any]], tuple[InputSpec, ...]]:
-    """The leaves that the graph reads, in the order in which RLlib flattens them."""
-    flattened = bool(connectors) and isinstance(connectors[0], FlattenObservations)
-    struct = get_base_struct_from_space(space)
-    if flattened and connectors[0]._keys_to_remove:
-        struct = {k: v for k, v in struct.items() if k not in connectors[0]._keys_to_remove}
-    leaves = tree.flatten_with_path(struct)
-    if len(leaves) != 1 and not flattened:
-        raise NotExportableError(f"{type(space).__name__} observations without FlattenObservations")
-    inputs: list[InputSpec] = []
-    for index, (parts, leaf) in enumerate(leaves):
-        path = child_path([str(part) for part in parts])
-        if flattened:
-            _one_hot_sizes(leaf)
-        elif not isinstance(leaf, gym.spaces.Box) or leaf.dtype not in (np.float32, np.float64):
-            raise NotExportableError(
-                f"RLlib's networks do not take {leaf} as it is: put a connector before them that "
-                "makes float32 of it, such as FlattenObservations"
-            )
-        for connector in connectors:
-            if isinstance(connector, MeanStdFilter):
-                _check_filtered(connector.input_observation_space)
-        dtype = np.dtype(leaf.dtype)
-        inputs.append(
-            InputSpec(
-                path,
-                _input_name(path, index, len(leaves)),
-                _INPUT_DTYPES.get(dtype, dtype).name,
-                tuple(leaf.shape or ()),
-            )
-        )
-    return [leaf for _, leaf in leaves], tuple(inputs)
-
-
-def _check_filtered(space: gym.Space[Any]) -> None:
-    if not isinstance(space, gym.spaces.Box) or space.dtype not in (np.float32, np.float64):
-        raise NotExportableError(f"MeanStdFilter over {space}")
-
-
-def _one_hot_sizes(space: gym.Space[Any]) -> list[int] | None:
-    """Sizes of the one-hot vectors that RLlib makes of a leaf; None where it takes the numbers."""
-    if isinstance(space, gym.spaces.Discrete):
-        sizes, start = [int(space.n)], int(space.start)
-    elif isinstance(space, gym.spaces.MultiDiscrete):
-        if space.nvec.ndim != 1:
-            raise NotExportableError(f"RLlib cannot flatten {space}")
-        sizes, start = [int(n) for n in space.nvec], int(np.abs(space.start).max(initial=0))
-    elif isinstance(space, gym.spaces.Box | gym.spaces.MultiBinary):
-        return None
-    else:
-        raise NotExportableError(f"RLlib cannot flatten {space}")
-    if start != 0:
-        # RLlib's one_hot takes the value itself as the index.
-        raise NotExportableError(f"RLlib cannot flatten {space}, which does not start at 0")
-    return sizes
-
-
-def _positions(space: gym.Space[Any]) -> list[torch.Tensor] | None:
-    sizes = _one_hot_sizes(space)
-    if sizes is None:
-        return None
-    return [torch.arange(size, dtype=getattr(torch, np.dtype(space.dtype).name)) for size in sizes]
-
-
-def _input_name(path: str, index: int, count: int) -> str:
-    if count == 1:
-        return "obs"
-    # Other runtimes make identifiers of names; the metadata maps names to paths.
-    return f"obs_{index}_" + re.sub(r"\W", "_", path)

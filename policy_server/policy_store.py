@@ -16,10 +16,12 @@ _logger = logging.getLogger(__name__)
 
 
 class PolicyStore:
-    """The newest policy and who wants to hear of it. Safe to use from any thread::
+    """The newest policy and who wants to hear of it; safe to use from any thread.
 
-        store.publish(factory.build(version, env_steps, view))   # actor thread
-        policy = store.current                                   # loop thread, once per batch
+    ::
+
+    store.publish(factory.build(version, env_steps, view))   # actor thread
+    policy = store.current                                   # loop thread, once per batch
     """
 
     def __init__(self) -> None:

@@ -14,6 +14,9 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from policy_server.experience import RowContext
 from policy_server.inference import PolicyFactory, build_factory
 
+# As in a runner: more threads only wait for each other here.
+torch.set_num_threads(1)
+
 CARTPOLE = gym.spaces.Box(
     np.array([-4.8, -np.inf, -0.4, -np.inf], np.float32),
     np.array([4.8, np.inf, 0.4, np.inf], np.float32),

@@ -61,7 +61,7 @@ REFUSED = {
     ),
     "DefaultSACTorchRLModule": lambda: build(SACConfig(), CARTPOLE, BOX),
     "num_atoms=5": lambda: build(DQNConfig().training(num_atoms=5)),
-    "over Dict actions": lambda: build(
+    "Dict actions of TorchMultiDistribution": lambda: build(
         PPOConfig(),
         CARTPOLE,
         gym.spaces.Dict({"gear": gym.spaces.Discrete(3, start=2), "wheel": BOX}),

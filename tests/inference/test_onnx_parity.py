@@ -1,0 +1,323 @@
+"""The graphs compute what RLlib's own modules and connectors compute, for every supported kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from modules import CARTPOLE, Built, build, contexts, flags
+from ray.rllib.algorithms.appo import APPOConfig
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
+from ray.rllib.algorithms.impala import IMPALAConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from scipy import stats
+
+from client_sdk.onnx_policy import NoisePool, OnnxPolicy
+from client_sdk.wire.batches import SpaceCodec
+from policy_server.inference import OnnxEnginePolicy
+from policy_server.onnx_check import module_inputs, probe
+from policy_server.rl_module_engine import RLModuleFactory, RLModuleSpaces
+
+Box, Discrete, MultiDiscrete = gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete
+
+BOX = Box(-2.0, 3.0, (3,))
+UNEVEN = Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 5.0], np.float32))
+IMAGE = Box(0.0, 1.0, (24, 24, 3))
+NESTED = gym.spaces.Dict(
+    {
+        "zoom": Discrete(3),
+        "a/b": Box(-1.0, 1.0, (2, 3)),
+        "pair": gym.spaces.Tuple(
+            (MultiDiscrete([2, 3]), gym.spaces.MultiBinary(3), Box(-1.0, 1.0, ()))
+        ),
+        "camera": Box(0, 255, (3, 3), np.uint8),
+        "double": Box(-np.inf, np.inf, (2,), np.float64),
+    }
+)
+
+
+def ppo(**model: Any) -> Any:
+    return PPOConfig().rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[32, 32], **model))
+
+
+def convolution(config: Any) -> Any:
+    filters = [[8, 4, 2], [16, 3, 2, "valid"], [16, 4, 2]]
+    return config.rl_module(model_config=DefaultModelConfig(conv_filters=filters))
+
+
+def raw_actions(*, normalize: bool, clip: bool) -> Any:
+    return ppo().environment(normalize_actions=normalize, clip_actions=clip)
+
+
+MODULES: dict[str, Callable[[], Built]] = {
+    "PPO Box to Discrete": lambda: build(ppo()),
+    "PPO vf_share_layers": lambda: build(ppo(vf_share_layers=True)),
+    "PPO Discrete that starts at 5": lambda: build(ppo(), CARTPOLE, Discrete(3, start=5)),
+    "PPO hidden head, layer norm": lambda: build(
+        ppo(head_fcnet_hiddens=[16], fcnet_use_layernorm=True, head_fcnet_use_layernorm=True)
+    ),
+    "PPO float64 observations": lambda: build(ppo(), Box(-9.0, 9.0, (5,), np.float64)),
+    "PPO to Box": lambda: build(ppo(), CARTPOLE, BOX),
+    "PPO to uneven Box": lambda: build(ppo(), CARTPOLE, UNEVEN),
+    "PPO to float64 Box": lambda: build(ppo(), CARTPOLE, Box(-0.4, 0.4, (2,), np.float64)),
+    "PPO to unbounded Box": lambda: build(ppo(), CARTPOLE, Box(-np.inf, np.inf, (2,))),
+    "PPO to clipped Box": lambda: build(raw_actions(normalize=False, clip=True), CARTPOLE, UNEVEN),
+    "PPO to raw Box": lambda: build(raw_actions(normalize=False, clip=False), CARTPOLE, BOX),
+    "PPO free_log_std": lambda: build(ppo(free_log_std=True), CARTPOLE, BOX),
+    "PPO narrow log_std_clip_param": lambda: build(ppo(log_std_clip_param=0.1), CARTPOLE, BOX),
+    "PPO to MultiDiscrete": lambda: build(ppo(), CARTPOLE, MultiDiscrete([3, 2, 4])),
+    "PPO to even MultiDiscrete": lambda: build(
+        ppo(), CARTPOLE, MultiDiscrete([3, 3], start=[1, -1])
+    ),
+    "PPO to int32 MultiDiscrete": lambda: build(
+        ppo(), CARTPOLE, MultiDiscrete([3, 2], dtype=np.int32)
+    ),
+    "PPO image": lambda: build(convolution(PPOConfig()), IMAGE, Discrete(4)),
+    "PPO image to Box": lambda: build(convolution(PPOConfig()), IMAGE, BOX),
+    "PPO flattened Discrete": lambda: build(ppo(), Discrete(5), None, FlattenObservations),
+    "PPO flattened MultiDiscrete": lambda: build(
+        ppo(), MultiDiscrete([3, 4], dtype=np.int32), None, FlattenObservations
+    ),
+    "PPO flattened Dict": lambda: build(ppo(), NESTED, None, FlattenObservations),
+    "PPO flattened uint8 image": lambda: build(
+        ppo(), Box(0, 255, (6, 6, 1), np.uint8), None, FlattenObservations
+    ),
+    "PPO filtered": lambda: build(ppo(), CARTPOLE, None, MeanStdFilter),
+    "PPO flattened and filtered": lambda: build(
+        ppo(), NESTED, BOX, FlattenObservations, MeanStdFilter
+    ),
+    "PPO filtered and flattened": lambda: build(
+        ppo(), Box(-1.0, 1.0, (2, 3)), None, MeanStdFilter, FlattenObservations
+    ),
+    "APPO": lambda: build(APPOConfig(), CARTPOLE, BOX),
+    "IMPALA": lambda: build(IMPALAConfig()),
+    "DQN": lambda: build(DQNConfig(), CARTPOLE, Discrete(3)),
+    "DQN plain, starts at -1": lambda: build(
+        DQNConfig().training(dueling=False, double_q=False), CARTPOLE, Discrete(3, start=-1)
+    ),
+    "DQN image": lambda: build(convolution(DQNConfig()), IMAGE, Discrete(3)),
+    "DQN flattened Dict": lambda: build(DQNConfig(), NESTED, Discrete(3), FlattenObservations),
+} | {
+    f"PPO {name}": lambda name=name: build(ppo(fcnet_activation=name))
+    for name in ("linear", "relu", "elu", "swish", "silu", "LeakyReLU", "GELU", "Sigmoid")
+}
+
+
+def both(built: Built) -> tuple[OnnxEnginePolicy, Any]:
+    """The same version as its graph and as its module."""
+    rng = np.random.default_rng(5)
+    codec = SpaceCodec(built.observation_space)
+    # Filters see something first.
+    module_inputs(built.module, built.env_to_module, codec, probe(codec, 30, rng), 30)
+    factory = built.factory()
+    assert factory.name == "onnx", factory.reason
+    spaces = RLModuleSpaces(built.observation_space, built.action_space, lookback=1, shift=True)
+    other = RLModuleFactory(
+        "compared",
+        module=built.module,
+        env_to_module=built.env_to_module,
+        module_to_env=built.module_to_env,
+        spaces=spaces,
+    )
+    view = cast("Any", None)
+    return cast("OnnxEnginePolicy", factory.build(1, 0, view)), other.build(1, 0, view)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_graph_gives_what_the_module_gives_on_1000_observations(name: str) -> None:
+    built = MODULES[name]()
+    graph, module = both(built)
+    n = 1000
+    observations = probe(SpaceCodec(built.observation_space), n, np.random.default_rng(6))
+    greedy = flags(n, greedy=True)
+    found = graph.infer(observations, greedy, contexts(n))
+    wanted = module.infer(observations, greedy, contexts(n))
+    values = inputs_under(module, built, observations)
+    if "DQN" in name:
+        assert found.outputs == {}
+    else:
+        assert set(found.outputs) == set(wanted.outputs) == {"action_logp", "action_dist_inputs"}
+        close(found.outputs["action_dist_inputs"], wanted.outputs["action_dist_inputs"], 1e-5)
+    clear = rows_without_ties(built.action_space, values)
+    assert clear.mean() > 0.9
+    for ours, rllibs in ((found.actions, wanted.actions), (found.env_actions, wanted.env_actions)):
+        assert ours[""].dtype == rllibs[""].dtype
+        assert ours[""].shape == rllibs[""].shape
+        close(ours[""][clear], rllibs[""][clear], 1e-5)
+
+    sampled = graph.infer(observations, flags(n, greedy=False), contexts(n))
+    if "DQN" not in name:
+        inputs = torch.from_numpy(sampled.outputs["action_dist_inputs"])
+        distribution = built.module.get_exploration_action_dist_cls().from_logits(inputs)
+        expected = distribution.logp(torch.from_numpy(sampled.actions[""])).numpy()
+        np.testing.assert_allclose(sampled.outputs["action_logp"], expected, rtol=0, atol=1e-4)
+    for row in range(0, n, 50):
+        value = SpaceCodec(built.action_space).value(sampled.env_actions, row)
+        if "raw" not in name:
+            assert built.action_space.contains(value)
+
+
+def inputs_of(built: Built, observations: Any) -> torch.Tensor:
+    """RLlib's distribution inputs or Q-values."""
+    return inputs_under(both(built)[1], built, observations)
+
+
+def inputs_under(module: Any, built: Built, observations: Any) -> torch.Tensor:
+    codec = SpaceCodec(built.observation_space)
+    n = len(next(iter(observations.values())))
+    with torch.no_grad():
+        batch = module_inputs(module._module, module._env_to_module, codec, observations, n)
+        if hasattr(module._module, "compute_q_values"):
+            return module._module.compute_q_values(batch)[QF_PREDS]
+        return module._module.forward_exploration(batch, t=0)["action_dist_inputs"]
+
+
+def rows_without_ties(space: gym.Space[Any], inputs: torch.Tensor) -> Any:
+    if isinstance(space, Box):
+        return np.ones(len(inputs), np.bool_)
+    sizes = [int(n) for n in (space.nvec if isinstance(space, MultiDiscrete) else [space.n])]
+    clear = np.ones(len(inputs), np.bool_)
+    for part in inputs.split(sizes, dim=-1):
+        top = part.topk(2, dim=-1).values
+        clear &= (top[:, 0] - top[:, 1] > 1e-4).numpy()
+    return clear
+
+
+def close(found: Any, wanted: Any, tolerance: float) -> None:
+    largest = max(1.0, np.abs(wanted).max(initial=0.0))
+    assert np.abs(found.astype(np.float64) - wanted).max(initial=0.0) <= tolerance * largest
+
+
+# -- sampling
+
+ROWS = 20_000
+
+
+def sampled_actions(built: Built, env_steps: int = 0) -> tuple[Any, torch.Tensor]:
+    """Many actions for one observation, and the distribution inputs there."""
+    built.config.seed = 11
+    factory = built.factory()
+    assert factory.name == "onnx", factory.reason
+    policy = factory.build(1, env_steps, cast("Any", None))
+    one = probe(SpaceCodec(built.observation_space), 1, np.random.default_rng(2))
+    many = {path: np.repeat(column, ROWS, axis=0) for path, column in one.items()}
+    batch = policy.infer(many, flags(ROWS, greedy=False), contexts(ROWS))
+    return batch.actions[""], inputs_of(built, one)[0]
+
+
+def follows(choices: Any, probabilities: Any) -> bool:
+    counts = np.bincount(choices, minlength=len(probabilities))
+    expected = np.asarray(probabilities, np.float64)
+    return bool(stats.chisquare(counts, expected / expected.sum() * len(choices)).pvalue > 0.001)
+
+
+def test_discrete_actions_follow_the_softmax_of_the_logits() -> None:
+    actions, logits = sampled_actions(build(ppo(), CARTPOLE, Discrete(5)))
+    assert follows(actions, torch.softmax(logits, dim=-1))
+    assert not follows(actions, torch.softmax(logits * 1.3, dim=-1))
+
+
+@pytest.mark.parametrize("counts", [[3, 2, 4], [3, 3]])
+def test_each_multi_discrete_action_follows_its_own_softmax(counts: list[int]) -> None:
+    actions, logits = sampled_actions(build(ppo(), CARTPOLE, MultiDiscrete(counts)))
+    for column, part in enumerate(logits.split(counts)):
+        assert follows(actions[:, column], torch.softmax(part, dim=-1))
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_box_actions_are_normal_with_the_modules_mean_and_deviation(free: bool) -> None:
+    actions, inputs = sampled_actions(build(ppo(free_log_std=free), CARTPOLE, BOX))
+    mean, log_std = inputs.chunk(2)
+    for column in range(3):
+        standard = (actions[:, column] - float(mean[column])) / float(log_std[column].exp())
+        assert stats.kstest(standard, "norm").pvalue > 0.001
+    correlation = np.corrcoef(actions.T)
+    assert np.abs(correlation - np.eye(3)).max() < 0.03
+
+
+def test_q_actions_are_the_best_but_for_epsilon() -> None:
+    built = build(DQNConfig().training(epsilon=[(0, 1.0), (1000, 0.2)]), CARTPOLE, Discrete(4))
+    for env_steps, epsilon in ((0, 1.0), (500, 0.6), (5000, 0.2)):
+        actions, q = sampled_actions(built, env_steps)
+        probabilities = np.full(4, epsilon / 4)
+        probabilities[int(q.argmax())] += 1.0 - epsilon
+        assert follows(actions, probabilities)
+
+
+def test_greedy_rows_do_not_explore_whatever_epsilon_is() -> None:
+    built = build(DQNConfig().training(epsilon=1.0), CARTPOLE, Discrete(4))
+    policy = built.factory().build(1, 0, cast("Any", None))
+    observations = probe(SpaceCodec(CARTPOLE), 400, np.random.default_rng(2))
+    q = inputs_of(built, observations)
+    greedy = np.arange(400) % 2 == 0
+    actions = policy.infer(observations, greedy, contexts(400)).actions[""]
+    best = q.argmax(dim=-1).numpy()
+    assert (actions[greedy] == best[greedy]).all()
+    assert 0.1 < (actions[~greedy] == best[~greedy]).mean() < 0.4
+
+
+def test_the_same_seed_gives_the_same_actions_and_another_worker_others() -> None:
+    built = build(ppo())
+    built.config.seed = 3
+    observations = probe(SpaceCodec(CARTPOLE), 64, np.random.default_rng(2))
+
+    def actions(worker_index: int) -> list[int]:
+        policy = built.factory(worker_index).build(1, 0, cast("Any", None))
+        return (
+            policy.infer(observations, flags(64, greedy=False), contexts(64)).actions[""].tolist()
+        )
+
+    assert actions(1) == actions(1)
+    assert actions(1) != actions(2)
+
+
+def test_a_new_version_goes_on_in_the_noise_instead_of_repeating_it() -> None:
+    built = build(ppo(), CARTPOLE, BOX)
+    built.config.seed = 3
+    factory = built.factory()
+    observations = {"": np.zeros((1, 4), np.float32)}
+    actions = [
+        factory.build(version, 0, cast("Any", None))
+        .infer(observations, flags(1, greedy=False), contexts(1))
+        .actions[""]
+        for version in (1, 2)
+    ]
+    assert not np.array_equal(*actions)
+
+
+def test_large_offsets_survive_the_filter_in_single_precision() -> None:
+    built = build(ppo(), Box(-np.inf, np.inf, (3,)), None, MeanStdFilter)
+    codec = SpaceCodec(built.observation_space)
+    rng = np.random.default_rng(0)
+    rows = {"": (20_000.0 + rng.standard_normal((50, 3))).astype(np.float32)}
+    module_inputs(built.module, built.env_to_module, codec, rows, 50)
+    policy = built.factory().build(1, 0, cast("Any", None))
+    found = policy.infer(rows, flags(50, greedy=True), contexts(50)).outputs["action_dist_inputs"]
+    built.env_to_module.connectors[0]._update_stats = False
+    with torch.no_grad():
+        batch = module_inputs(built.module, built.env_to_module, codec, rows, 50)
+        wanted = built.module.forward_exploration(batch, t=0)["action_dist_inputs"].numpy()
+    close(found, wanted, 1e-5)
+
+
+def test_the_policy_file_alone_gives_the_servers_actions() -> None:
+    built = build(ppo(), NESTED, BOX, FlattenObservations)
+    policy = cast("OnnxEnginePolicy", built.factory().build(7, 0, cast("Any", None)))
+    loaded = OnnxPolicy(policy.model)
+    observations = probe(SpaceCodec(NESTED), 9, np.random.default_rng(1))
+    greedy = flags(9, greedy=True)
+    actions, env_actions, outputs = loaded.act(observations, greedy)
+    served = policy.infer(observations, greedy, contexts(9))
+    assert np.array_equal(actions[""], served.actions[""])
+    assert np.array_equal(env_actions[""], served.env_actions[""])
+    assert np.array_equal(outputs["action_logp"], served.outputs["action_logp"])
+    noise = NoisePool(loaded.spec.noise).take(greedy)
+    (again,) = loaded.run(observations, noise, ("env_actions",))
+    assert np.array_equal(again, env_actions[""])
