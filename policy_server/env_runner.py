@@ -43,6 +43,7 @@ from policy_server.buffer import ExperienceBuffer
 from policy_server.callbacks import Callbacks
 from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
 from policy_server.episode_metrics import EpisodeMetrics
+from policy_server.filters import MeanStdFilter
 from policy_server.handover import HandOver
 from policy_server.inference import build_factory
 from policy_server.learner_view import LearnerViews, use_exact_filters
@@ -317,6 +318,10 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """See ``Checkpointable``; the same as RLlib's own env runner."""
+        if self._check_component(COMPONENT_ENV_TO_MODULE_CONNECTOR, components, not_components):
+            for connector in self._env_to_module.connectors:
+                if isinstance(connector, MeanStdFilter):
+                    connector.close_segment()
         state: dict[str, Any] = SingleAgentEnvRunner.get_state(
             self, components, not_components=not_components, **kwargs
         )

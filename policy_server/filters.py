@@ -2,8 +2,8 @@
 
 RLlib merges the statistics of its env runners in three calls that may each be lost or repeated:
 ``get_state`` on the runners, ``merge_states`` on the driver, ``set_state`` on the runners. Here a
-runner numbers what it counted between two ``get_state`` calls, the driver remembers which numbers
-it merged, and says so in what it sends back. Actor thread only.
+runner numbers what it counted between two reports, the driver remembers which numbers it merged,
+and says so in what it sends back. Actor thread only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter as RLlibMeanStdFilter
 from ray.rllib.utils.filter import RunningStat
 
-_MAX_SEGMENTS = 256
+_MAX_SEGMENTS = 128
 """Unacknowledged counts that are kept; older ones were merged by a driver that does not answer."""
 _MAX_SOURCES = 1024
 """Runners, restarted ones included, whose numbers the driver remembers."""
@@ -76,15 +76,17 @@ class MeanStdFilter(RLlibMeanStdFilter):
     @classmethod
     def replacing(cls, connector: RLlibMeanStdFilter) -> MeanStdFilter:
         """One that does what RLlib's own does."""
-        return cls(
-            input_observation_space=connector.input_observation_space,
-            input_action_space=connector.input_action_space,
+        exact = cls(
             multi_agent=connector._multi_agent,
             de_mean_to_zero=connector.de_mean_to_zero,
             de_std_to_one=connector.de_std_to_one,
             clip_by_value=connector.clip_by_value,
             update_stats=connector._update_stats,
         )
+        # RLlib's constructor looks at its own clip before it has one, if it is given spaces.
+        exact.input_action_space = connector.input_action_space
+        exact.input_observation_space = connector.input_observation_space
+        return exact
 
     def running(self, agent: Any = None) -> list[RunningStat]:
         """The statistics by leaf; not a copy."""
@@ -118,22 +120,26 @@ class MeanStdFilter(RLlibMeanStdFilter):
         finally:
             self._update_stats = updates
 
+    def close_segment(self) -> None:
+        """The driver is about to be told: what is counted from now on has another number."""
+        if not self._open:
+            return
+        for agent, statistics in self._open.items():
+            segments = self._unacknowledged.setdefault(agent, [])
+            segments.append((self._next_segment, statistics))
+            del segments[:-_MAX_SEGMENTS]
+        self._next_segment += 1
+        self._open = {}
+
     def get_state(
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> dict[Any, Any]:
-        """See ``Checkpointable``. Closes the current segment: what follows has a new number."""
+        """See ``Checkpointable``. Reports what was counted up to the last ``close_segment``."""
         state: dict[Any, Any] = super().get_state(
             components, not_components=not_components, **kwargs
         )
-        segment = self._next_segment
-        for agent, statistics in self._open.items():
-            self._unacknowledged.setdefault(agent, []).append((segment, statistics))
-        if self._open:
-            self._next_segment += 1
-            self._open = {}
         for agent, agent_state in state.items():
             segments = self._unacknowledged.get(agent, [])
-            del segments[:-_MAX_SEGMENTS]
             agent_state["source"] = self._source
             agent_state["segments"] = [
                 (number, [one.to_state() for one in statistics]) for number, statistics in segments

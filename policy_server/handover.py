@@ -246,7 +246,11 @@ class HandOver:
         if thread is None or thread.next_step != chunk.first_step:
             # First chunk, or steps before it were lost: RLlib must not join it to earlier ones.
             thread = chunk.identity.memory = _Thread()
-        steps = self._columns(chunk, rows)
+        try:
+            steps = self._columns(chunk, rows)
+        except (KeyError, ValueError):
+            # Some other chunk does not fit in with the rest; ours may be well.
+            steps = self._columns(chunk, _Rows([chunk]))
         self._note_observations(chunk, thread, steps.raw)
         stepwise = self._views.replays or self._callbacks.wants("on_episode_step")
         build = self._build_stepwise if stepwise else self._build
