@@ -95,17 +95,20 @@ class Ask:
         rows: Its own rows; repeats of rows that another request brought are not among them.
         size: How many rows those are.
         missing: Rows not answered yet, repeats included.
-        gated: Some row is a training episode's and has to pass the gate.
+        gated: Some row asks for a training episode's action, and has to pass the gate.
+        fills: Some training episode's row brings its own action: never held back while RLlib
+            learns, but the buffer must have room for it.
         deadline_s: When waiting at the gate ends, on the loop's clock.
     """
 
-    __slots__ = ("_done", "deadline_s", "gated", "missing", "rows", "size")
+    __slots__ = ("_done", "deadline_s", "fills", "gated", "missing", "rows", "size")
 
     def __init__(self, done: Callable[[Fault | None], None]) -> None:
         self.rows: list[Rows] = []
         self.size = 0
         self.missing = 0
         self.gated = False
+        self.fills = False
         self.deadline_s = 0.0
         self._done: Callable[[Fault | None], None] | None = done
 
@@ -177,12 +180,11 @@ class Batcher:
         self.batches = 0
         self.actions = 0
 
-    @property
-    def gate_open(self) -> bool:
-        """Whether training episodes get actions now."""
-        if self._hold:
-            return self._buffer.wanted
-        return not self._buffer.full
+    def _must_hold(self, ask: Ask) -> bool:
+        return self._hold and ask.gated and not self._buffer.wanted
+
+    def _must_wait(self, ask: Ask) -> bool:
+        return (ask.fills or (ask.gated and not self._hold)) and self._buffer.full
 
     @property
     def waiting(self) -> int:
@@ -191,11 +193,13 @@ class Batcher:
 
     def submit(self, ask: Ask) -> None:
         """Answer an ask as soon as may be. Its tracks are queued until then."""
-        if ask.gated and not self.gate_open:
-            timeout_s = self._hold_timeout_s if self._hold else self._wait_timeout_s
-            ask.deadline_s = self._loop.time() + timeout_s
-            self._gated.append(ask)
-            return
+        if ask.gated or ask.fills:
+            must_hold = self._must_hold(ask)
+            if must_hold or self._must_wait(ask):
+                timeout_s = self._hold_timeout_s if must_hold else self._wait_timeout_s
+                ask.deadline_s = self._loop.time() + timeout_s
+                self._gated.append(ask)
+                return
         self._ready.append(ask)
         self._ready_rows += ask.size
         if self._ready_rows >= self._store.open_episodes:
@@ -205,24 +209,32 @@ class Batcher:
 
     def open_gate(self) -> None:
         """Something changed: let waiting asks through if they may."""
-        if self._gated and self.gate_open:
-            self._ready.extend(self._gated)
-            self._gated.clear()
-            self._schedule()
+        self._let_through(
+            [ask for ask in self._gated if not (self._must_hold(ask) or self._must_wait(ask))]
+        )
 
     def policy_arrived(self) -> None:
         """A newer policy is there: held asks get one action each under it."""
-        if self._hold and self._gated:
-            self._ready.extend(self._gated)
+        if self._hold:
+            self._let_through([ask for ask in self._gated if not self._must_wait(ask)])
+
+    def _let_through(self, asks: list[Ask]) -> None:
+        if not asks:
+            return
+        if len(asks) == len(self._gated):
             self._gated.clear()
-            self._schedule()
+        else:
+            for ask in asks:
+                self._gated.remove(ask)
+        self._ready.extend(asks)
+        self._schedule()
 
     def expire(self) -> None:
         """Give up asks that have waited too long; their rows stay and may be asked again."""
         now = self._loop.time()
-        while self._gated and self._gated[0].deadline_s <= now:
-            ask = self._gated.popleft()
-            if self._hold:
+        for ask in [ask for ask in self._gated if ask.deadline_s <= now]:
+            self._gated.remove(ask)
+            if self._must_hold(ask):
                 fault = Fault(
                     Reason.NOT_READY,
                     "actions are held back while RLlib learns; ask again",

@@ -123,6 +123,7 @@ class ExperienceBuffer:
         begin = time.monotonic()
         demand = _Demand(max(1, steps))
         with self._changed:
+            demand.met = self._buffered >= demand.steps
             self._demand = demand
         self._wake_loop()
         with self._changed:

@@ -350,6 +350,7 @@ class RowRecorder:
                 actions=logged,
                 logps=None if logps is None else np.array(logps),
             )
+            ask.fills = ask.fills or learning > 0
         elif learning:
             ask.gated = True
         rows.asked = Rows(tracks, observations, substitute, all_learning=learning == len(tracks))
