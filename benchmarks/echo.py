@@ -1,0 +1,102 @@
+"""The floor: a gRPC stream that answers each message with itself, and clients that ask it.
+
+The server is ``grpc.aio`` with the options of the policy server, and identity serializers; the
+clients use the stacks of ``PolicyClient`` (blocking) and ``AsyncPolicyClient``. The first line of
+the server's output is its port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import subprocess
+import sys
+import time
+from typing import Any
+
+import grpc
+
+_METHOD = "/benchmarks.Echo/Stream"
+
+
+class EchoProcess(contextlib.AbstractContextManager["EchoProcess"]):
+    """The echo server in a process of its own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.echo"], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.address = f"127.0.0.1:{self._process.stdout.readline().strip()}"
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+
+def blocking(address: str, size_bytes: int, messages: int) -> float:
+    """Messages per second over one stream of the blocking stack."""
+    outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    data = b"x" * size_bytes
+    with grpc.insecure_channel(address) as channel:
+        answers: Any = channel.stream_stream(_METHOD)(iter(outbox.get, None))
+        for _ in range(50):
+            outbox.put(data)
+            next(answers)
+        start = time.perf_counter()
+        for _ in range(messages):
+            outbox.put(data)
+            next(answers)
+        elapsed = time.perf_counter() - start
+        outbox.put(None)
+        answers.cancel()
+    return messages / elapsed
+
+
+async def streams(address: str, size_bytes: int, messages: int, count: int) -> float:
+    """Messages per second over ``count`` streams at once, of the asyncio stack."""
+    data = b"x" * size_bytes
+    ready = asyncio.Barrier(count + 1)
+
+    async def one() -> None:
+        async with grpc.aio.insecure_channel(
+            address, [("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            call: Any = channel.stream_stream(_METHOD)()
+            for _ in range(20):
+                await call.write(data)
+                await call.read()
+            await ready.wait()
+            for _ in range(messages):
+                await call.write(data)
+                await call.read()
+            call.cancel()
+
+    tasks = [asyncio.create_task(one()) for _ in range(count)]
+    await ready.wait()
+    start = time.perf_counter()
+    await asyncio.gather(*tasks)
+    return count * messages / (time.perf_counter() - start)
+
+
+class _Handler(grpc.GenericRpcHandler):
+    def service(self, details: Any) -> Any:
+        async def echo(_requests: Any, context: Any) -> None:
+            while (data := await context.read()) is not grpc.aio.EOF:
+                await context.write(data)
+
+        return grpc.stream_stream_rpc_method_handler(echo) if details.method == _METHOD else None
+
+
+async def _serve() -> None:
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((_Handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())

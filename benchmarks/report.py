@@ -1,0 +1,64 @@
+"""How a benchmark tells what it found: a table for people, JSON for machines."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="directory of the JSON file and the plot"
+    )
+    return parser
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Columns are the keys of the first row."""
+    names = list(rows[0])
+    cells = [[str(row[name]) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
+    print(f"\n{title}\n")
+    for line in [names, ["-" * width for width in widths], *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    print(flush=True)
+
+
+def write_json(directory: Path, name: str, command: str, results: Mapping[str, Any]) -> Path:
+    """Write what was measured, where, when, at which commit and by which command."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
+    document = {
+        "command": command,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{os.cpu_count()} cores, {platform.system()}, Python "
+        f"{platform.python_version()}",
+        **results,
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"written to {path}")
+    return path
+
+
+def commit() -> str:
+    """Of the working tree, marked if it was changed since."""
+    shown = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return shown.stdout.strip() or "unknown"
