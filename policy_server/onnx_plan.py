@@ -46,6 +46,7 @@ from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
 from client_sdk.onnx_policy import InputSpec, NoiseSpec
 from client_sdk.wire.leaves import child_path
+from policy_server.filters import MeanStdFilter as ExactMeanStdFilter
 from policy_server.onnx_graphs import (
     Categorical,
     DiagGaussian,
@@ -212,7 +213,8 @@ def _observation_connectors(env_to_module: Any) -> list[Any]:
         raise NotExportableError("the env-to-module pipeline lacks RLlib's default pieces")
     for piece in custom:
         flattens = type(piece) is FlattenObservations and not piece._as_learner_connector
-        if not (flattens or type(piece) is MeanStdFilter) or piece._multi_agent:
+        filters = type(piece) in {MeanStdFilter, ExactMeanStdFilter}
+        if not (flattens or filters) or piece._multi_agent:
             raise NotExportableError(f"env-to-module connector {type(piece).__name__}")
     return custom
 
