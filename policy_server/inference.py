@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
@@ -19,19 +19,30 @@ from numpy.typing import NDArray
 from client_sdk.onnx_policy import NoisePool, OnnxPolicy, PolicySpec
 from client_sdk.wire.spaces import space_to_proto
 from policy_server.experience import InferredBatch, Policy, RowContext
-from policy_server.onnx_check import check_template, randomize
+from policy_server.onnx_check import check_template, probe, randomize
 from policy_server.onnx_export import Template, export_template, refreshed_values
-from policy_server.onnx_plan import GraphPlan, NotExportableError, plan_graph
+from policy_server.onnx_plan import (
+    GraphPlan,
+    NotExportableError,
+    is_rllibs_own,
+    plan_graph,
+)
 from policy_server.rl_module_engine import RLModuleFactory, RLModuleSpaces
 
 if TYPE_CHECKING:
     from client_sdk.wire.batches import Columns
     from policy_server.learner_view import LearnerView
 
+_TRIED_ROWS: Final = 8
+
 _logger = logging.getLogger(__name__)
 
 POLICY_ID = "default_policy"
 """Of the only policy of single-agent work, as RLlib calls it."""
+
+
+class UnservableError(ValueError):
+    """No engine can act: the training would fail on its first batch as well."""
 
 
 class PolicyFactory(Protocol):
@@ -134,6 +145,9 @@ def build_factory(
         env_to_module: The runner's connector pipeline; its state is read like the weights.
         module_to_env: The runner's connector pipeline.
         worker_index: Of the runner.
+
+    Raises:
+        UnservableError: RLlib's own module and connectors cannot act on such observations either.
     """
     seed = None if algorithm_config.seed is None else [int(algorithm_config.seed), worker_index]
     pipelines = (env_to_module, module_to_env)
@@ -161,13 +175,33 @@ def build_factory(
         lookback=int(algorithm_config.episode_lookback_horizon),
         shift=algorithm_config._module_to_env_connector is None,
     )
-    return RLModuleFactory(
+    factory = RLModuleFactory(
         " ".join(reason.split()),
         module=module,
         env_to_module=env_to_module,
         module_to_env=module_to_env,
         spaces=spaces,
     )
+    _try_out(factory, spaces, certain=is_rllibs_own(module, *pipelines))
+    return factory
+
+
+def _try_out(factory: RLModuleFactory, spaces: RLModuleSpaces, *, certain: bool) -> None:
+    """Notice now, not at the first client's row, that RLlib fails on these observations."""
+    columns = probe(spaces.observations, _TRIED_ROWS, np.random.default_rng(0))
+    contexts = [RowContext() for _ in range(_TRIED_ROWS)]
+    policy = factory.build(0, 0, cast("LearnerView", None))
+    try:
+        policy.infer(columns, np.zeros(_TRIED_ROWS, np.bool_), contexts)
+    except Exception as error:  # of whatever module and connectors there are
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if certain:
+            raise UnservableError(
+                f"RLlib cannot act on observations of {spaces.observation_space}: {said} "
+                f"({factory.reason})"
+            ) from error
+        # Connectors of the user's own may rightly refuse what no application would send.
+        _logger.warning("acting on made-up observations failed: %s", said)
 
 
 def _spec(
@@ -182,9 +216,7 @@ def _spec(
     return PolicySpec(
         policy_id=POLICY_ID,
         version=0,
-        algorithm=str(
-            getattr(algorithm_config, "algo_class", None) and algorithm_config.algo_class.__name__
-        ),
+        algorithm=getattr(algorithm_config.algo_class, "__name__", ""),
         observation_space=_space_json(observation_space),
         action_space=_space_json(action_space),
         distribution=plan.distribution,

@@ -60,6 +60,7 @@ from policy_server.onnx_graphs import (
     Standardize,
 )
 
+_MODULES = (DefaultPPOTorchRLModule, DefaultAPPOTorchRLModule, DefaultDQNTorchRLModule)
 _ENV_TO_MODULE_DEFAULTS = (
     AddObservationsFromEpisodesToBatch,
     AddTimeDimToBatchAndZeroPad,
@@ -122,7 +123,7 @@ def plan_graph(
         NotExportableError: It has no graph; the message says why.
     """
     kind = type(module)
-    if kind not in {DefaultPPOTorchRLModule, DefaultAPPOTorchRLModule, DefaultDQNTorchRLModule}:
+    if kind not in _MODULES:
         raise NotExportableError(f"{kind.__name__} has no graph")
     if module.is_stateful():
         raise NotExportableError(f"{kind.__name__} is recurrent")
@@ -139,6 +140,16 @@ def plan_graph(
     graph = PolicyGraph(observe, net, act)
     graph.eval()
     return GraphPlan(graph, inputs, noise, distribution, recorded)
+
+
+def is_rllibs_own(module: Any, env_to_module: Any, module_to_env: Any) -> bool:
+    """Whether nothing of the user's own is between observations and actions."""
+    try:
+        _observation_connectors(env_to_module)
+        _executed_connector(module_to_env)
+    except NotExportableError:
+        return False
+    return type(module) in _MODULES
 
 
 # -- modules

@@ -132,6 +132,36 @@ def test_an_unforeseen_error_on_the_way_leaves_the_module_serving(
     assert "no ONNX graph" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "space",
+    [gym.spaces.Box(0, 255, (42, 42, 3), np.uint8), gym.spaces.Box(0, 9, (3,), np.int32)],
+)
+def test_observations_that_rllib_itself_cannot_take_are_refused_at_the_start(
+    space: gym.Space[Any],
+) -> None:
+    built = build(PPOConfig(), space)
+    with pytest.raises(inference.UnservableError, match="RLlib cannot act on observations of"):
+        built.factory()
+
+
+class Picky(ConnectorV2):
+    """Refuses what its application would never send."""
+
+    def __call__(self, *, batch: dict[str, Any], episodes: Any, **kwargs: Any) -> dict[str, Any]:
+        if episodes[0].get_observations(-1)[0] != 0:
+            raise ValueError("outside the map")
+        return batch
+
+
+def test_a_connector_that_refuses_made_up_observations_is_served_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    policy = build(PPOConfig(), CARTPOLE, None, Picky).factory().build(1, 0, cast("Any", None))
+    assert "outside the map" in caplog.text
+    rows = {"": np.zeros((2, 4), np.float32)}
+    assert policy.infer(rows, flags(2, greedy=False), contexts(2)).actions[""].shape == (2,)
+
+
 def test_choosing_an_engine_leaves_the_module_and_its_filters_alone() -> None:
     from ray.rllib.connectors.env_to_module import MeanStdFilter
 
