@@ -18,6 +18,9 @@ from policy_server.experience import Chunk
 _CUT_WAIT_S = 1.0
 """How long ``collect`` waits for the loop to cut running episodes; a healthy loop needs 1 ms."""
 
+_DISCARDED_PART = 0.125
+"""Of the capacity, discarded at a time when the buffer is full."""
+
 _MAX_KEPT_ENDS = 1000
 """Ends of dropped episodes that are still reported; a bound for a ``sample()`` that never comes."""
 
@@ -189,13 +192,20 @@ class ExperienceBuffer:
         if self._closed:
             self._drop(self._buffered, "shutdown")
         elif self._discards and self._buffered > self._capacity:
-            self._drop(self._buffered - self._capacity, "full")
+            # A good part at a time: each time costs a cut of all running episodes.
+            part = int(self._capacity * _DISCARDED_PART)
+            self._drop(max(self._buffered - self._capacity, part), "full")
 
     def _drop(self, steps: int, reason: str) -> None:
         dropped = 0
         kept_ends = []
         while self._chunks and dropped < steps:
             chunk = self._chunks.popleft()
+            if not self.complete_episodes and dropped + chunk.steps > steps:
+                _drop_first(chunk, steps - dropped)
+                self._chunks.appendleft(chunk)
+                dropped = steps
+                break
             dropped += chunk.steps
             if chunk.end is not None:
                 # Its return is still worth reporting; only the steps go.
@@ -253,3 +263,10 @@ class ExperienceBuffer:
             self._closed = True
             self._drop(self._buffered, "shutdown")
             self._changed.notify_all()
+
+
+def _drop_first(chunk: Chunk, steps: int) -> None:
+    chunk.rows = chunk.rows[steps:]
+    chunk.rewards = chunk.rewards[steps:]
+    chunk.logged = [index - steps for index in chunk.logged if index >= steps]
+    chunk.first_step += steps
