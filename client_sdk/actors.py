@@ -175,6 +175,8 @@ class RemoteActor:
         exchange = self.exchange
         action_s = self._timeouts.action_s if within_s is None else within_s
         deadline = time.monotonic() + action_s
+        if pending.again is not None:  # since an earlier call, whose patience ended
+            pending.tries, pending.due = 0, 0.0
         while pending.answer is None:
             stream = self._stream
             if stream is None:

@@ -172,6 +172,10 @@ class AioRemoteActor:
             raise ClosedClientError(_CLOSED)
         if self._reader is None or self._reader.done():
             await self._send(pending)
+        if pending.again is not None and self._stream is not None:
+            # Since an earlier call, whose patience ended.
+            pending.tries = 0
+            self._ask_again(pending, self._stream)
         waiter = pending.waiter = self._loop.create_future()
         pending.due = self._loop.time() + (
             self._timeouts.action_s if within_s is None else within_s

@@ -96,6 +96,7 @@ class Pending:
         "track",
         "tries",
         "waiter",
+        "why",
     )
 
     def __init__(self, number: int, track: Track, rows: Rows, told: bool, final: bool) -> None:
@@ -111,6 +112,8 @@ class Pending:
         self.answer: Answer | None = None
         self.again: Fault | None = None
         """Why the server wants to be asked again; cleared when it is."""
+        self.why: Fault | None = None
+        """What it said then; kept."""
         self.tries = 0
         self.due = 0.0
         """The shell's: when to ask again."""
@@ -452,7 +455,7 @@ class Exchange:
             self.session_lost = True
             return None
         if asks_again(failure):
-            pending.again = failure
+            pending.again = pending.why = failure
         else:
             self._finish(pending, Answer(failure=failure))
         return pending
@@ -469,7 +472,7 @@ class Exchange:
             faults = {each.index: Fault.from_detail(each.error) for each in group.faults}
             for fault in faults.values():
                 if asks_again(fault):
-                    pending.again = fault
+                    pending.again = pending.why = fault
                     return
         actions: Columns | None = None
         if group.HasField("actions"):
@@ -485,18 +488,16 @@ class Exchange:
         self.pending.pop(pending.number, None)
         pending.again = None
         pending.answer = answer
-        rows, track = pending.rows, pending.track
-        if answer.failure is not None:
-            self.stats.rows_refused += len(rows.episodes)
+        rows, track, faults = pending.rows, pending.track, answer.faults
+        self.stats.rows_refused += len(rows.episodes if answer.failure else faults or ())
+        if pending.final:
+            # Its track has ended, or gone on with other episodes.
+            if fault := answer.failure or next(iter((faults or {}).values()), None):
+                logger.warning("the server refused the end of episode %s: %s", track, fault)
+        elif answer.failure is not None:
             track.refused(rows)
-        elif answer.faults:
-            self.stats.rows_refused += len(answer.faults)
-            track.accepted(rows, _callers_rows(rows, answer.faults))
         else:
-            track.accepted(rows)
-        if pending.final and (answer.failure or answer.faults):
-            fault = answer.failure or next(iter((answer.faults or {}).values()))
-            logger.warning("the server refused the end of episode(s) %s: %s", track, fault)
+            track.accepted(rows, _callers_rows(rows, faults) if faults else ())
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -561,8 +562,8 @@ def overdue(pending: Pending, address: object, waited_s: float) -> PolicyTimeout
         f"no answer from {address} within {waited_s:.3g} s (Timeouts.action_s). Calling again asks "
         "for the same step."
     )
-    if pending.again is not None:
-        error.__cause__ = error_from_fault(pending.again)
+    if pending.why is not None:
+        error.__cause__ = error_from_fault(pending.why)
     return error
 
 

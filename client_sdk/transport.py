@@ -175,8 +175,10 @@ class Attempts:
             asked_s = failure.retry_after_s
             if asked_s is None and not isinstance(failure, UnavailableError):
                 raise failure
-        delay_s = self._backoff.delay_s() if asked_s is None else asked_s
-        return delay_s if now + delay_s < self._until else None
+        left_s = self._until - now
+        if asked_s is not None:
+            return asked_s if asked_s < left_s else None
+        return min(self._backoff.delay_s(), left_s) if left_s > 0 else None
 
 
 @dataclasses.dataclass(frozen=True)
