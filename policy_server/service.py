@@ -116,7 +116,10 @@ class PolicyService:
             )
         if request.inference_mode != pb.INFERENCE_MODE_REMOTE:
             raise Fault(
-                Reason.WRONG_MODE, "expected INFERENCE_MODE_REMOTE, got none", "inference_mode"
+                Reason.WRONG_MODE,
+                f"expected INFERENCE_MODE_REMOTE ({pb.INFERENCE_MODE_REMOTE}), got "
+                f"{request.inference_mode}",
+                "inference_mode",
             )
         for agent, spec in request.agents.items():
             self._check_belief(agent, spec)
