@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# The hyperparameters of RLlib's own tuned CartPole example, for batches of 2,000 steps.
+# The hyperparameters of RLlib's own tuned CartPole example, for batches of 4,000 steps.
 SETTINGS = {
     "lr": "0.0003",
-    "train_batch_size_per_learner": "2000",
+    "train_batch_size_per_learner": "4000",
     "minibatch_size": "128",
     "num_epochs": "6",
     "vf_loss_coeff": "0.01",

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
@@ -36,11 +37,11 @@ class Progress:
     simulators: int
     """Connected clients."""
     mean_return: float
-    """Of the latest finished training episodes; NaN before the first."""
+    """Of the latest finished training episodes, see ReturnWindow; NaN before the first."""
     min_return: float
-    """The lowest of them."""
+    """The lowest of this iteration's."""
     max_return: float
-    """The highest of them."""
+    """The highest of this iteration's."""
     policy_version: int
     """Newest version that actions come from."""
 
@@ -54,13 +55,40 @@ class Progress:
         )
 
 
-def progress_of(result: Mapping[str, Any], before: Progress | None, wall_s: float) -> Progress:
+class ReturnWindow:
+    """The mean return of the latest iterations that hold enough episodes together.
+
+    RLlib's ``episode_return_mean`` is that of one iteration, which may have seen two episodes end:
+    too few to stop a training on.
+
+    Args:
+        episodes: The mean is over at least so many, once there are.
+    """
+
+    def __init__(self, episodes: int = 20) -> None:
+        self._enough = episodes
+        self._parts: deque[tuple[int, float]] = deque()
+
+    def add(self, episodes: int, mean: float) -> float:
+        """An iteration's episodes and their mean; returns the window's, NaN if it is empty."""
+        if episodes > 0 and not math.isnan(mean):
+            self._parts.append((episodes, mean))
+        total = sum(count for count, _ in self._parts)
+        while self._parts and total - self._parts[0][0] >= self._enough:
+            total -= self._parts.popleft()[0]
+        return sum(count * part for count, part in self._parts) / total if total else math.nan
+
+
+def progress_of(
+    result: Mapping[str, Any], before: Progress | None, wall_s: float, returns: ReturnWindow
+) -> Progress:
     """What an RLlib result says.
 
     Args:
         result: Of ``Algorithm.train()``.
         before: The progress of the iteration before it; None at the first.
         wall_s: Training time so far.
+        returns: Of the iterations before; this one's are added.
     """
     runners = result.get("env_runners", {})
     server = runners.get("policy_server", {})
@@ -76,7 +104,9 @@ def progress_of(result: Mapping[str, Any], before: Progress | None, wall_s: floa
         wall_s=wall_s,
         steps_per_s=steps / elapsed_s if elapsed_s > 0 else 0.0,
         simulators=int(server.get("sessions", 0)),
-        mean_return=float(runners.get("episode_return_mean", math.nan)),
+        mean_return=returns.add(
+            int(runners.get("num_episodes", 0)), float(runners.get("episode_return_mean", math.nan))
+        ),
         min_return=float(runners.get("episode_return_min", math.nan)),
         max_return=float(runners.get("episode_return_max", math.nan)),
         policy_version=int(server.get("policy_version", 0)),

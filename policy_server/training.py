@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from policy_server.checkpoints import CheckpointDirectory
 from policy_server.config import PolicyServerConfig
-from policy_server.progress import Display, Progress, open_display, progress_of
+from policy_server.progress import Display, Progress, ReturnWindow, open_display, progress_of
+from policy_server.ray_noise import quiet_loggers, quiet_start
 from policy_server.training_config import (
     OptionError,
     TrainOptions,
@@ -39,8 +40,6 @@ _HISTORY = "policy_server_progress.json"
 """Beside RLlib's files in each checkpoint, so that a resumed curve continues."""
 _CLUSTER = "RAY_ADDRESS"
 """Environment variable that names a running Ray cluster to use, as Ray itself reads it."""
-_ADVERTISERS = ("ray", "ray.rllib", "ray.tune")
-"""Loggers that warn at every start, of what nobody here can change."""
 _STOP_TIMEOUT_S = 3.0
 """For runners to drain; whoever takes longer is killed."""
 
@@ -114,8 +113,7 @@ def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    # RLlib advertises its own migration guide at every start; errors are still told.
-    level = logging.DEBUG if logger.isEnabledFor(logging.DEBUG) else logging.ERROR
+    level = logging.DEBUG if _debugging() else logging.ERROR
     config.debugging(log_level=logging.getLevelName(level))
     try:
         if os.environ.get(_CLUSTER):
@@ -128,8 +126,7 @@ def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
                 logging_level=level,
             )
         ending.install()
-        for name in _ADVERTISERS:
-            logging.getLogger(name).setLevel(level)
+        quiet_loggers(level)
         yield
     finally:
         ray.shutdown()
@@ -156,7 +153,8 @@ class _Run:
 
     def start(self, display: Display) -> None:
         """Build the algorithm, restore it if asked to, and say where simulators connect."""
-        with _Overheard() as overheard:
+        quiet = contextlib.nullcontext() if _debugging() else quiet_start()
+        with _Overheard() as overheard, quiet:
             try:
                 self._algo = algo = self._config.build_algo()
             except Exception as error:
@@ -180,11 +178,12 @@ class _Run:
     def _learn(self, algo: Algorithm, display: Display) -> None:
         before = self._history[-1] if self._history else None
         wall_s = before.wall_s if before else 0.0
+        returns = ReturnWindow()
         while True:
             began = time.monotonic()
             result = algo.train()
             wall_s += time.monotonic() - began
-            before = progress_of(result, before, wall_s)
+            before = progress_of(result, before, wall_s, returns)
             self._history.append(before)
             display.show(before)
             if self._reached(before):
@@ -256,6 +255,10 @@ class _Run:
             from_worker_or_learner_group=algo.learner_group, inference_only=True
         )
         return latest
+
+
+def _debugging() -> bool:
+    return logger.isEnabledFor(logging.DEBUG)
 
 
 def _addresses(algo: Algorithm) -> list[str]:

@@ -8,7 +8,14 @@ from rich.console import Console
 from rich.live import Live
 
 from policy_server.learning_curve import draw_learning_curve
-from policy_server.progress import LiveDisplay, PlainLines, Progress, open_display, progress_of
+from policy_server.progress import (
+    LiveDisplay,
+    PlainLines,
+    Progress,
+    ReturnWindow,
+    open_display,
+    progress_of,
+)
 
 SHOWN = ("iteration", "env steps", "steps/s", "simulators", "mean return", "policy version")
 
@@ -33,6 +40,7 @@ def result(**runners):
         "training_iteration": 3,
         "num_env_steps_sampled_lifetime": 12_000,
         "env_runners": {
+            "num_episodes": 30,
             "episode_return_mean": 50.0,
             "episode_return_min": 10.0,
             "episode_return_max": 90.0,
@@ -44,7 +52,7 @@ def result(**runners):
 
 def test_result_becomes_progress():
     before = progress(env_steps=8_000, wall_s=4.0)
-    now = progress_of(result(), before, wall_s=6.0)
+    now = progress_of(result(), before, 6.0, ReturnWindow())
     assert now.iteration == 3
     assert now.env_steps == 12_000
     assert now.steps_per_s == pytest.approx(2_000)
@@ -55,9 +63,18 @@ def test_result_becomes_progress():
 
 def test_result_before_the_first_episode_is_shown_too():
     bare = {"training_iteration": 1, "env_runners": {}}
-    now = progress_of(bare, None, wall_s=0.0)
+    now = progress_of(bare, None, 0.0, ReturnWindow())
     assert math.isnan(now.mean_return)
     assert "mean return        -" in now.line()
+
+
+def test_mean_return_is_over_enough_episodes_to_stop_on():
+    window = ReturnWindow(episodes=10)
+    assert math.isnan(window.add(0, math.nan))
+    assert window.add(30, 20.0) == 20.0
+    assert window.add(2, 500.0) == pytest.approx((30 * 20 + 2 * 500) / 32)
+    assert window.add(8, 300.0) == pytest.approx((2 * 500 + 8 * 300) / 10)
+    assert window.add(12, 100.0) == 100.0
 
 
 def test_plain_lines_name_every_figure():
