@@ -74,6 +74,10 @@ class AioConnection:
             response: _T = await call(request, timeout=timeout_s, metadata=self._metadata or None)
         except grpc.aio.AioRpcError as error:
             raise _error_of_call(error) from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise Disconnected("the connection was given up") from None
         return response
 
 
@@ -97,6 +101,10 @@ class AioStream:
                 await self._call.write(self._outbox.popleft())
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             self._outbox.clear()
+        except asyncio.CancelledError:
+            self._outbox.clear()
+            if _is_cancelled():
+                raise
         finally:
             self._writing = False
 
@@ -113,11 +121,9 @@ class AioStream:
         except grpc.aio.AioRpcError as error:
             raise error_of_stream(_error_of_call(error)) from None
         except asyncio.CancelledError:
-            # A sender that was cancelled takes the call with it; this task goes on.
-            task = asyncio.current_task()
-            if call.cancelled() and task is not None and not task.cancelling():
-                raise Disconnected("the stream was cancelled") from None
-            raise
+            if _is_cancelled():
+                raise
+            raise Disconnected("the stream was cancelled") from None
         if data is grpc.aio.EOF:
             raise Disconnected("the server ended the stream")
         message: bytes = data
@@ -127,6 +133,12 @@ class AioStream:
         """Give up the stream."""
         with contextlib.suppress(asyncio.InvalidStateError):
             self._call.cancel()
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this task that is cancelled, and not the call: gRPC raises the same for both."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _error_of_call(error: grpc.aio.AioRpcError) -> PolicyClientError | Disconnected:

@@ -39,7 +39,7 @@ def diagnose(endpoint: Endpoint, waited_s: float, why: str, timeout_s: float) ->
         target=lambda: found.append(_look(endpoint, waited_s, why, timeout_s)), daemon=True
     )
     look.start()
-    look.join(timeout_s + 0.1)
+    look.join(timeout_s + 0.5)
     return found[0] if found else _silent(endpoint.address, waited_s)
 
 
@@ -67,6 +67,7 @@ def _look(endpoint: Endpoint, waited_s: float, why: str, timeout_s: float) -> Co
         except OSError as error:
             return ConnectError(f"cannot reach {address}: {error.strerror or error}")
         with connection:
+            connection.settimeout(max(until - time.monotonic(), 0.05))
             return _listens(endpoint, connection, waited_s, why)
     if refusal is not None:
         return ConnectRefused(
@@ -88,7 +89,6 @@ def _listens(
 ) -> ConnectError:
     """Something accepts connections: does it speak the TLS that we do?"""
     address, tls = endpoint.address, endpoint.tls
-    connection.settimeout(1.0)
     if tls is None:
         anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         anyone.check_hostname = False

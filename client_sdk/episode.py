@@ -224,6 +224,8 @@ class EpisodeTrack:
         if not math.isfinite(value):
             raise NotFiniteError(f"expected a finite number, got {value}", field="reward")
         if value and self.step == 0 and self.pending is None:
+            if self._resumed:
+                return  # earned by an action that the server does not know
             raise InvalidValueError(
                 f"expected 0 before the first action of episode {self.id!r}, got {value}: "
                 "a reward belongs to the action before it",
