@@ -1,0 +1,180 @@
+"""The command itself, with Ray and with simulators in processes of their own."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.timeout(240)
+
+START_S = 120
+LISTENING = r"policy server listening on (127\.0\.0\.1:\d+)"
+QUICK = (
+    *("--env", "CartPole-v1", "--seed", "1", "--checkpoint-every", "1"),
+    *("--set", "train_batch_size_per_learner=500", "--set", "minibatch_size=100"),
+    *("--set", "num_epochs=1"),
+)
+
+
+class Training:
+    """A running `policy-server train`, its output as it comes."""
+
+    def __init__(self, arguments):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "policy_server.cli", "train", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip())
+                self._news.notify_all()
+
+    def wait_for(self, pattern, timeout_s=START_S):
+        """The first match of a line, seen or to come."""
+
+        def found():
+            return next((m for m in (re.search(pattern, line) for line in self.lines) if m), None)
+
+        with self._news:
+            match = self._news.wait_for(found, timeout_s)
+        assert match, "\n".join(self.lines)
+        return match
+
+    def end(self, timeout_s):
+        """Wait; returns the exit code and how long it took."""
+        began = time.monotonic()
+        code = self.process.wait(timeout_s)
+        elapsed_s = time.monotonic() - began
+        self._reader.join(5)
+        self.process.stdout.close()
+        return code, elapsed_s
+
+
+@contextlib.contextmanager
+def training(*arguments):
+    run = Training(arguments)
+    try:
+        yield run
+    finally:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
+
+
+@contextlib.contextmanager
+def simulators(address):
+    command = ["run", "CartPole-v1", "--server", address, "--envs", "4", "--quiet"]
+    process = subprocess.Popen([sys.executable, "-m", "client_sdk.cli", *command])
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def version_after(lines, iteration):
+    line = next(line for line in lines if re.match(rf"iteration +{iteration} .*", line))
+    return int(line.split()[-1])
+
+
+def test_training_reaches_its_goal_and_resumes_where_it_stopped(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    common = (*QUICK, "--port", address.partition(":")[2], "--checkpoint-dir", str(tmp_path))
+    written = tmp_path / "address"
+    with simulators(address) as client:  # before the server: it waits for it
+        with training(*common, "--stop-iters", "3", "--address-file", str(written)) as first:
+            assert first.wait_for(LISTENING).group(1) == address
+            assert written.read_text() == address
+            first.wait_for(r"^iteration +1 ")
+            code, _ = first.end(START_S)
+        assert code == 0, "\n".join(first.lines)
+        assert first.lines[-2] == f"checkpoint: {tmp_path / 'iteration_000003'}"
+        assert first.lines[-1] == f"learning curve: {tmp_path / 'learning_curve.png'}"
+        assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "latest").resolve() == (tmp_path / "iteration_000003").resolve()
+        # The simulators are still there, and come back by themselves.
+        with training(*common, "--stop-iters", "5", "--resume") as second:
+            second.wait_for(r"^resumed from .*iteration_000003$")
+            second.wait_for(r"^iteration +4 ")
+            code, _ = second.end(START_S)
+        assert code == 0, "\n".join(second.lines)
+        assert client.poll() is None
+    steps = [
+        int(re.search(r"env steps +([\d,]+)", line).group(1).replace(",", ""))
+        for line in (*first.lines, *second.lines)
+        if re.match(r"iteration +\d", line)
+    ]
+    assert steps == sorted(steps)
+    assert steps[-1] >= 2500
+    assert not any(re.match(r"iteration +[123] ", line) for line in second.lines)
+    assert version_after(second.lines, 4) > version_after(first.lines, 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("state", ["waiting for simulators", "training"])
+def test_signal_ends_everything_in_five_seconds(tmp_path, state, number):
+    with contextlib.ExitStack() as stack:
+        arguments = (*QUICK, "--port", "0", "--checkpoint-dir", str(tmp_path))
+        run = stack.enter_context(training(*arguments))
+        address = run.wait_for(LISTENING).group(1)
+        if state == "training":
+            stack.enter_context(simulators(address))
+            run.wait_for(r"^iteration +2 ")
+        children = psutil.Process(run.process.pid).children(recursive=True)
+        run.process.send_signal(number)
+        code, elapsed_s = run.end(20)
+        assert elapsed_s < 5
+        assert code == 128 + number, "\n".join(run.lines)
+        assert f"stopped by {number.name}" in run.lines
+        _, orphans = psutil.wait_procs(children, timeout=3)
+        assert not orphans
+    if state == "training":
+        assert (tmp_path / "latest").is_dir()
+        assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_port_taken_between_the_check_and_the_binding_is_named(tmp_path):
+    """The check before Ray's start is a courtesy; the binding itself decides."""
+    script = """
+import sys
+from policy_server import cli, training
+training.check_port = lambda server: None
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-c", script, "train", *QUICK, "--port", port],
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+            check=False,
+            env={**os.environ, "RAY_DEDUP_LOGS": "0"},
+        )
+    assert done.returncode == 4
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"policy-server: cannot listen on 127.0.0.1:{port}")
