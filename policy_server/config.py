@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
+import re
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 ENV_CONFIG_KEY = "policy_server"
 """Where ``to_env_config`` puts it inside RLlib's ``env_config``."""
+
+_LONGEST_S = 1e6
+"""Bound of everything in seconds: every wait ends."""
+
+_POSITIVE_SECONDS = ("hold_timeout_s", "wait_timeout_s", "sample_wait_s", "lease_s", "keepalive_s")
+_COUNTS = (
+    "max_sessions",
+    "max_open_episodes_per_session",
+    "max_open_episodes",
+    "max_rows_per_request",
+    "max_message_bytes",
+)
+_HEADER_WORD = re.compile(r"[!-~]+")
+"""What fits into an HTTP header as one word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,47 +104,54 @@ class PolicyServerConfig:
     """Told to every client as ``client.config``: level, difficulty, frame skip. JSON values."""
 
     def __post_init__(self) -> None:
+        given: dict[str, Any] = vars(self)  # whatever their annotations say
+
         def check(condition: bool, field: str, expected: str) -> None:
             if not condition:
-                raise ValueError(
-                    f"PolicyServerConfig.{field}: expected {expected}, got {getattr(self, field)!r}"
-                )
+                got = "" if field == "token" else f", got {given[field]!r}"
+                raise ValueError(f"PolicyServerConfig.{field}: expected {expected}{got}")
 
-        check(0 <= self.port <= 65535, "port", "0 to 65535")
+        def check_number(field: str, low: float, high: float, kind: type, expected: str) -> None:
+            value = given[field]
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            check(is_number and low <= value <= high, field, expected)
+
+        check(isinstance(given["host"], str) and self.host != "", "host", "a host name or address")
+        check_number("port", 0, 65535, Integral, "0 to 65535")
+        file = given["address_file"]
+        check(file is None or isinstance(file, str), "address_file", "a path or None")
+        token = given["token"]
+        check(
+            token is None or (isinstance(token, str) and _HEADER_WORD.fullmatch(token) is not None),
+            "token",
+            "printable ASCII without spaces, or None",
+        )
         check(
             self.while_learning in ("auto", "hold", "serve"),
             "while_learning",
             '"auto", "hold" or "serve"',
         )
         check(self.when_full in ("wait", "discard"), "when_full", '"wait" or "discard"')
-        lag = self.max_policy_lag
+        if self.max_policy_lag not in (None, "auto"):
+            check_number(
+                "max_policy_lag", 0, math.inf, Integral, 'a number of versions, None or "auto"'
+            )
+        for field in _POSITIVE_SECONDS:
+            check_number(field, 1e-3, _LONGEST_S, Real, "a number of seconds, 0.001 to 1e6")
+        check_number("drain_s", 0, _LONGEST_S, Real, "a number of seconds, 0 to 1e6")
+        check_number("buffer_fragments", 1, 1e6, Real, "a number from 1 to 1e6")
+        for field in _COUNTS:
+            # gRPC keeps sizes in 32 bits.
+            check_number(field, 1, 2**31 - 1, Integral, "a whole number, 1 to 2147483647")
         check(
-            lag in (None, "auto") or (isinstance(lag, int) and lag >= 0),
-            "max_policy_lag",
-            'a number of versions, None or "auto"',
+            isinstance(given["client_config"], dict) and _is_json(self.client_config),
+            "client_config",
+            "a dict of JSON values with strings as keys",
         )
-        for field in (
-            "hold_timeout_s",
-            "wait_timeout_s",
-            "sample_wait_s",
-            "lease_s",
-            "keepalive_s",
-        ):
-            check(getattr(self, field) > 0, field, "a positive number of seconds")
-        check(self.drain_s >= 0, "drain_s", "a number of seconds, not negative")
-        check(self.buffer_fragments >= 1, "buffer_fragments", "at least 1")
-        for field in (
-            "max_sessions",
-            "max_open_episodes_per_session",
-            "max_open_episodes",
-            "max_rows_per_request",
-            "max_message_bytes",
-        ):
-            check(getattr(self, field) > 0, field, "at least 1")
         if isinstance(self.tls, dict):  # after a trip through JSON
             object.__setattr__(self, "tls", ServerTls(**self.tls))
-        for path in (self.tls.certificate, self.tls.key) if self.tls else ():
-            if not Path(path).is_file():
+        for path in (self.tls.certificate, self.tls.key, self.tls.client_ca) if self.tls else ():
+            if path is not None and not Path(path).is_file():
                 raise ValueError(f"PolicyServerConfig.tls: no such file: {path}")
         if not (is_loopback(self.host) or self.insecure or (self.tls and self.token)):
             raise ValueError(
@@ -165,3 +189,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)

@@ -1,0 +1,122 @@
+"""PolicyServerConfig: what it refuses, and how it travels."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+
+import pytest
+
+from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig, ServerTls, is_loopback
+
+SECONDS = ("hold_timeout_s", "wait_timeout_s", "sample_wait_s", "lease_s", "keepalive_s")
+COUNTS = (
+    "max_sessions",
+    "max_open_episodes_per_session",
+    "max_open_episodes",
+    "max_rows_per_request",
+    "max_message_bytes",
+)
+BAD_VALUES = {
+    "port": [-1, 65536, "9900", 1.5, None],
+    "host": [7, ""],
+    "while_learning": ["maybe", None],
+    "when_full": ["drop", True],
+    "max_policy_lag": [-1, "many", 1.5],
+    "buffer_fragments": [0.5, math.nan, math.inf, "2"],
+    "drain_s": [-1.0, math.nan, math.inf],
+    "client_config": [{"f": object()}, {"f": {1, 2}}, {1: 2}, [1, 2], {"f": math.nan}],
+    "token": ["", "with space ", "new\nline", "ümlaut", 7],
+    "address_file": [7],
+    **{field: [0, -1.0, math.nan, math.inf, "5", None] for field in SECONDS},
+    **{field: [0, -1, 1.5, "5", None] for field in COUNTS},
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in BAD_VALUES.items() for value in values]
+)
+def test_value_out_of_range_is_refused_naming_the_field(field, value):
+    with pytest.raises(ValueError, match=rf"PolicyServerConfig\.{field}\b.*expected") as caught:
+        PolicyServerConfig(**{field: value})
+    if field == "token":
+        assert not value or str(value) not in str(caught.value)
+    else:
+        assert "got" in str(caught.value)
+
+
+def test_every_field_has_a_bad_value_or_a_reason_not_to():
+    unchecked = {"insecure", "tls"}
+    assert {field.name for field in dataclasses.fields(PolicyServerConfig)} == (
+        set(BAD_VALUES) | unchecked
+    )
+
+
+def test_unknown_key_is_refused_by_name_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown key 'prot'.*known keys:.*port"):
+        PolicyServerConfig.from_env_config({ENV_CONFIG_KEY: {"prot": 9900}})
+
+
+def test_nothing_set_gives_the_defaults():
+    assert PolicyServerConfig.from_env_config({}) == PolicyServerConfig()
+    assert PolicyServerConfig.from_env_config({"level": 3}) == PolicyServerConfig()
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    paths = {name: str(tmp_path / f"{name}.pem") for name in ("certificate", "key", "client_ca")}
+    for path in paths.values():
+        with open(path, "w", encoding="ascii") as file:
+            file.write("certificate")
+    return paths
+
+
+def test_configuration_survives_the_env_config_and_json_and_pickle(certificates):
+    config = PolicyServerConfig(
+        host="0.0.0.0",
+        port=0,
+        token="secret",
+        tls=ServerTls(**certificates),
+        while_learning="serve",
+        max_policy_lag=None,
+        client_config={"level": 3, "names": ["a"], "deep": {"flag": True, "none": None}},
+    )
+    env_config = {"mine": 1, **config.to_env_config()}
+    assert PolicyServerConfig.from_env_config(env_config) == config
+    assert PolicyServerConfig.from_env_config(json.loads(json.dumps(env_config))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_token_is_in_no_repr():
+    assert "secret" not in repr(PolicyServerConfig(token="secret"))
+    assert "secret" not in str(PolicyServerConfig(token="secret"))
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PolicyServerConfig().port = 1
+
+
+@pytest.mark.parametrize("missing", ["certificate", "key", "client_ca"])
+def test_missing_certificate_file_is_named(certificates, missing):
+    tls = ServerTls(**{**certificates, missing: "/nowhere/at/all.pem"})
+    with pytest.raises(ValueError, match=r"no such file: /nowhere/at/all\.pem"):
+        PolicyServerConfig(tls=tls)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "[::]"])
+def test_listening_beyond_loopback_needs_tls_and_a_token(certificates, host):
+    tls = ServerTls(**certificates)
+    for settings in ({}, {"token": "secret"}, {"tls": tls}):
+        with pytest.raises(ValueError, match=r"without TLS and a token.*insecure=True"):
+            PolicyServerConfig(host=host, **settings)
+    for settings in ({"token": "secret", "tls": tls}, {"insecure": True}):
+        assert PolicyServerConfig(host=host, **settings).host == host
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]"])
+def test_loopback_needs_neither(host):
+    assert is_loopback(host)
+    assert PolicyServerConfig(host=host).host == host
