@@ -6,6 +6,7 @@ thread-safe, and it says so when it notices; not to be used after a fork.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -266,7 +267,10 @@ class PolicyClient(ClientBase):
         if guard is None or guard.closed or guard.forked:
             return
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
-        self._actor.abort()
+        if (
+            not sys.is_finalizing()
+        ):  # gRPC's threads are gone by then, and waiting for them is for ever
+            self._actor.abort()
 
 
 class Episode:

@@ -342,7 +342,7 @@ class BatchTrack:
         earned = self._column("rewards", rewards, np.float64)
         over = self._column("terminated", terminated, np.bool_)
         cut = self._column("truncated", truncated, np.bool_)
-        if earned is not None and not math.isfinite(earned.sum()):
+        if earned is not None and not np.isfinite(earned).all():
             self._check_finite(earned)
         ended: NDArray[np.bool_] | None = None
         if over is not None or cut is not None:
@@ -393,7 +393,6 @@ class BatchTrack:
         return column
 
     def _check_finite(self, rewards: NDArray[np.float64]) -> None:
-        # The sum of finite rewards may itself overflow.
         bad = np.flatnonzero(~np.isfinite(rewards) & ~self._begins)
         if len(bad):
             raise NotFiniteError(

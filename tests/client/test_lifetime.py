@@ -1,0 +1,286 @@
+"""Threads, tasks, forks, forgotten clients, and what importing the client costs."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from client_sdk import AsyncPolicyClient, PolicyClient
+from client_sdk.errors import (
+    ClosedClientError,
+    ConcurrentUseError,
+    ForkedClientError,
+    InvalidValueError,
+    NotConnectedError,
+)
+from tests.client.support import PATIENCE_S, QUICK, connected, seen
+from tests.servers import serving
+
+
+def run_python(code, *arguments, timeout=60):
+    """That program in another process; its output."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["client_sdk", "client_sdk.runner", "client_sdk.cli"])
+def test_importing_the_client_loads_no_training_library(module):
+    loaded = run_python(
+        f"""
+        import sys
+        import {module}
+        heavy = {{"ray", "torch", "onnxruntime", "onnx", "policy_server"}}
+        print(*sorted(heavy & set(sys.modules)))
+        """
+    )
+    assert loaded == ""
+
+
+def test_a_second_thread_is_told_that_it_must_not(server):
+    with PolicyClient(server.address, timeouts=QUICK) as client, client._guard:
+        errors = []
+
+        def intrude():
+            try:
+                client.start_episode()
+            except ConcurrentUseError as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=intrude)
+        thread.start()
+        thread.join(PATIENCE_S)
+        assert "not thread-safe" in errors[0]
+
+
+def test_a_client_may_be_handed_from_thread_to_thread(server):
+    with PolicyClient(server.address, timeouts=QUICK) as client:
+        episode_id = client.start_episode()
+        for _ in range(3):
+            thread = threading.Thread(target=client.get_action, args=(episode_id, seen(0)))
+            thread.start()
+            thread.join(PATIENCE_S)
+        assert client.stats.requests == 3
+
+
+def test_two_tasks_cannot_be_inside_one_episode():
+    async def main(address):
+        async with (
+            AsyncPolicyClient(address, timeouts=QUICK) as client,
+            client.episode() as episode,
+        ):
+            first = asyncio.create_task(episode.act(seen(0)))
+            await asyncio.sleep(0)
+            with pytest.raises(ConcurrentUseError, match="one call for an episode"):
+                await episode.act(seen(0))
+            await asyncio.to_thread(server.collect, 1, timeout_s=0.3)
+            await first
+
+    with serving(hold=True) as server:
+        asyncio.run(main(server.address))
+
+
+def test_tasks_share_an_asyncio_client(server):
+    async def main():
+        async with AsyncPolicyClient(server.address, timeouts=QUICK) as client:
+
+            async def run(number):
+                async with client.episode(f"{number}") as episode:
+                    for step in range(10):
+                        await episode.act(seen(step), float(step > 0))
+                    await episode.end(seen(10), 1.0)
+
+            await asyncio.gather(*map(run, range(100)))
+
+    asyncio.run(main())
+    assert server.ledger()["received"] == 1000
+
+
+def test_a_cancelled_call_leaves_its_episode_and_the_others_usable():
+    async def main(address):
+        async with (
+            AsyncPolicyClient(address, timeouts=QUICK) as client,
+            client.episode() as episode,
+        ):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await episode.act(seen(0))
+            threading.Thread(target=server.collect, args=(1,), kwargs={"timeout_s": 5.0}).start()
+            assert await episode.act(seen(0)) == 0
+            await episode.end(seen(1), 1.0)
+            assert client.stats.reconnects == 0
+
+    with serving(hold=True) as server:
+        asyncio.run(main(server.address))
+
+
+def test_an_asyncio_client_belongs_to_the_loop_that_connected_it(server):
+    client = AsyncPolicyClient(server.address, timeouts=QUICK)
+
+    async def other():
+        with pytest.raises(ConcurrentUseError, match="another event loop"):
+            await client.start_episode()
+
+    async def main():
+        async with client:
+            await client.start_episode()
+            await asyncio.to_thread(asyncio.run, other())
+
+    asyncio.run(main())
+
+
+def test_an_asyncio_client_that_never_connected_says_so():
+    async def main():
+        client = AsyncPolicyClient("localhost:1")
+        for call in (client.episode, lambda: client.episodes(2), lambda: client.observation_space):
+            with pytest.raises(NotConnectedError, match="connect"):
+                call()
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_forgotten_client_is_a_resource_warning(server):
+    def forget():
+        PolicyClient(server.address, timeouts=QUICK)
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="never closed"):
+        forget()
+
+
+def test_a_forgotten_asyncio_client_is_a_resource_warning(server):
+    async def main():
+        await AsyncPolicyClient(server.address, timeouts=QUICK).connect()
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="never closed"):
+        asyncio.run(main())
+
+
+def test_a_client_that_never_connected_owes_no_close():
+    with pytest.raises(InvalidValueError, match="address"):
+        PolicyClient("nowhere")
+    gc.collect()
+
+
+def test_closing_makes_other_threads_fail_clearly(server):
+    client = PolicyClient(server.address, timeouts=QUICK)
+    client.close()
+    with pytest.raises(ClosedClientError, match="closed"):
+        client.ping()
+    with pytest.raises(ClosedClientError), client:
+        pass
+
+
+FORK = """
+    import os, sys, warnings
+    import numpy as np
+    from client_sdk import PolicyClient
+    from client_sdk.errors import ForkedClientError
+
+    client = PolicyClient(sys.argv[1])
+    episode_id = client.start_episode()
+    client.get_action(episode_id, np.zeros(4))
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for call in (
+            client.start_episode,
+            lambda: client.get_action(episode_id, np.zeros(4)),
+            client.ping,
+            lambda: client.episode(),
+        ):
+            try:
+                call()
+            except ForkedClientError as error:
+                told += "make a new PolicyClient" in str(error)
+        client.close()
+        del client
+        with PolicyClient(sys.argv[1]) as own:
+            own.get_action(own.start_episode(), np.zeros(4))
+        os._exit(told)
+    _, status = os.waitpid(child, 0)
+    client.log_returns(episode_id, 1.0)
+    client.get_action(episode_id, np.zeros(4))
+    client.end_episode(episode_id, np.zeros(4))
+    client.close()
+    print(os.waitstatus_to_exitcode(status), client.stats.reconnects)
+"""
+
+
+def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on(server):
+    assert run_python(FORK, server.address) == "4 0"
+
+
+ASYNC_FORK = """
+    import asyncio, os, sys
+    import numpy as np
+    from client_sdk import AsyncPolicyClient
+    from client_sdk.errors import ForkedClientError
+
+    async def main():
+        async with AsyncPolicyClient(sys.argv[1]) as client:
+            episode_id = await client.start_episode()
+            await client.get_action(episode_id, np.zeros(4))
+            child = os.fork()
+            if child == 0:
+                try:
+                    client.episode()
+                except ForkedClientError:
+                    os._exit(7)
+                os._exit(1)
+            _, status = os.waitpid(child, 0)
+            await client.get_action(episode_id, np.zeros(4))
+            print(os.waitstatus_to_exitcode(status), client.stats.reconnects)
+
+    asyncio.run(main())
+"""
+
+
+def test_a_forked_asyncio_client_says_so_too(server):
+    assert run_python(ASYNC_FORK, server.address) == "7 0"
+
+
+def test_a_program_that_forgets_to_close_still_ends(server):
+    code = """
+        import sys, warnings
+        import numpy as np
+        warnings.simplefilter("ignore")
+        from client_sdk import PolicyClient
+        client = PolicyClient(sys.argv[1])
+        client.get_action(client.start_episode(), np.zeros(4))
+        print("done")
+    """
+    assert run_python(code, server.address) == "done"
+
+
+def test_many_clients_come_and_go_without_leaving_threads(server):
+    def open_and_close():
+        with connected("sync", server.address) as client:
+            client.get_action(client.start_episode(), seen(0))
+
+    open_and_close()
+    before = threading.active_count()
+    for _ in range(10):
+        open_and_close()
+    ended = threading.Event()
+    for _ in range(200):
+        if threading.active_count() <= before:
+            break
+        ended.wait(0.05)
+    assert threading.active_count() <= before
+
+
+def test_the_forked_error_names_the_cure():
+    assert "fork" in (ForkedClientError.__doc__ or "")
