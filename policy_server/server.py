@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 import tempfile
 import threading
 from collections.abc import Callable
@@ -368,6 +369,18 @@ def _bind(server: grpc.aio.Server, config: PolicyServerConfig) -> str:
 
 
 def _server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    try:
+        # gRPC would only say that it cannot listen.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.certificate, tls.key, password="")
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+    except OSError as error:  # SSLError is one
+        raise ServerStartError(
+            f"the certificates are no good: certificate={tls.certificate}, key={tls.key}, "
+            f"client_ca={tls.client_ca}: {error}. Expected PEM files, and the key of that "
+            "certificate without a password"
+        ) from error
     chain = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
     client_ca = None if tls.client_ca is None else Path(tls.client_ca).read_bytes()
     return grpc.ssl_server_credentials(
