@@ -48,6 +48,7 @@ from policy_server.handover import HandOver
 from policy_server.inference import build_factory
 from policy_server.learner_view import LearnerViews, use_exact_filters
 from policy_server.policy_store import PolicyStore
+from policy_server.relay import NO_WEIGHTS, DriverPipeline, report, weights_in
 from policy_server.semantics import resolve
 from policy_server.server import PolicyServer
 
@@ -111,6 +112,12 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         self.module: Any = None
         self.make_module()
         self._module_to_env = self.config.build_module_to_env_connector(spaces=self.spaces)
+        if self.worker_index == 0 and self.config.num_env_runners > 0:
+            self._env_to_module = DriverPipeline(
+                self._env_to_module,
+                seq_no=lambda: self._weights_seq_no,
+                weights=self.module.get_state,
+            )
 
         self._callbacks = Callbacks(self.config, env_runner=self, metrics_logger=self.metrics)
         self._episode_metrics = EpisodeMetrics(self)
@@ -325,6 +332,13 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         state: dict[str, Any] = SingleAgentEnvRunner.get_state(
             self, components, not_components=not_components, **kwargs
         )
+        remote = self.worker_index > 0 and self.config.create_local_env_runner
+        if remote and COMPONENT_ENV_TO_MODULE_CONNECTOR in state:
+            missing = self._policies.current is None
+            report(
+                state[COMPONENT_ENV_TO_MODULE_CONNECTOR],
+                NO_WEIGHTS if missing else self._weights_seq_no,
+            )
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -337,8 +351,10 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         Args:
             state: What ``get_state`` gives, or parts of it; the weights may be an object ref.
         """
+        missed = None
         if COMPONENT_ENV_TO_MODULE_CONNECTOR in state:
             self._env_to_module.set_state(state[COMPONENT_ENV_TO_MODULE_CONNECTOR])
+            missed = weights_in(state[COMPONENT_ENV_TO_MODULE_CONNECTOR])
         if COMPONENT_MODULE_TO_ENV_CONNECTOR in state:
             self._module_to_env.set_state(state[COMPONENT_MODULE_TO_ENV_CONNECTOR])
         # Before the weights: exploration schedules of the new policy depend on it.
@@ -347,6 +363,11 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             self._steps_since_count = 0
         if COMPONENT_RL_MODULE in state:
             self._set_weights(state[COMPONENT_RL_MODULE], state.get(WEIGHTS_SEQ_NO, 0))
+        if missed is not None and missed[WEIGHTS_SEQ_NO] > self._weights_seq_no:
+            _logger.info(
+                "weights %d were lost on their way and are here now", missed[WEIGHTS_SEQ_NO]
+            )
+            self._set_weights(missed[COMPONENT_RL_MODULE], missed[WEIGHTS_SEQ_NO])
 
     def _set_weights(self, weights: Any, seq_no: int) -> None:
         if seq_no and seq_no == self._weights_seq_no:

@@ -281,12 +281,11 @@ class HandOver:
             infos[step][LOGGED_ACTION] = True
         outputs: dict[str, Any] = {}
         for name in first.outputs:
-            column = rows.column(chunk, "outputs", name)
-            group, _, key = name.partition("/")
-            if key:
-                outputs.setdefault(group, {})[key] = column
-            else:
-                outputs[name] = column
+            *groups, key = name.split("/")
+            place = outputs
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[key] = rows.column(chunk, "outputs", name)
         outputs[WEIGHTS_SEQ_NO] = np.concatenate(
             [np.full(stop - start, view.weights_seq_no) for start, stop, view in _runs(chunk)]
         )

@@ -90,7 +90,7 @@ class Lane:
             outputs = {
                 "action_logp": np.full(n, -0.1 * step, np.float32),
                 "action_dist_inputs": np.full((n, 3), float(step), np.float32),
-                "state_out/h": np.full((n, 4), float(step), np.float32),
+                "state_out/actor/h": np.full((n, 4), float(step), np.float32),
             }
             by = policies[i] if policies is not None else policy
             rows.append((InferredBatch(by, observations, actions, actions, outputs), n - 1))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
-from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from client_sdk import PolicyClient
@@ -447,6 +447,64 @@ def test_filter_statistics_on_the_driver_are_those_of_all_that_was_handed_over()
         for one in (driver, runner):
             (statistics,) = one._env_to_module.connectors[0].running()
             assert statistics.num_pushes == observations
+    finally:
+        runner.stop()
+        driver.stop()
+
+
+@pytest.fixture
+def driver_and_runner():
+    config = ppo_config({"while_learning": "serve"}, num_env_runners=1)
+    driver = PolicyServerEnvRunner(config=config, worker_index=0, num_workers=1)
+    runner = PolicyServerEnvRunner(config=config, worker_index=1, num_workers=1)
+    yield driver, runner
+    runner.stop()
+    driver.stop()
+
+
+def _sync_connectors(driver, runner):
+    name = "env_to_module_connector"
+    merged = driver._env_to_module.merge_states([runner.get_state(components=[name])[name]])
+    for one in (driver, runner):
+        one.set_state({name: merged})
+    return merged
+
+
+def test_weights_that_were_lost_come_with_the_next_connector_states(driver_and_runner):
+    driver, runner = driver_and_runner
+    runner.set_state(_weights(runner, 0))
+    driver.set_state(_weights(driver, 4, scale=2.0))  # the runner's copy was lost
+    _sync_connectors(driver, runner)
+    assert _version(runner) == 4
+    for name, array in driver.module.get_state().items():
+        np.testing.assert_array_equal(runner.module.get_state()[name], array)
+
+
+def test_weights_that_arrived_are_not_sent_again(driver_and_runner):
+    driver, runner = driver_and_runner
+    for one in (driver, runner):
+        one.set_state(_weights(one, 4))
+    assert _sync_connectors(driver, runner) == {}
+    runner.set_state(_weights(runner, 5))  # asynchronous algorithms leave the driver behind
+    _sync_connectors(driver, runner)
+    assert _version(runner) == 5
+
+
+def test_a_filter_behind_stateless_connectors_is_merged_on_the_driver():
+    config = ppo_config(
+        {"while_learning": "serve"},
+        env_to_module_connector=lambda env, spaces, device: [
+            FlattenObservations(),
+            MeanStdFilter(),
+        ],
+        num_env_runners=1,
+    )
+    driver = PolicyServerEnvRunner(config=config, worker_index=0, num_workers=1)
+    runner = PolicyServerEnvRunner(config=config, worker_index=1, num_workers=1)
+    try:
+        runner._views.count({"": np.ones((7, 2), np.float32)})
+        _sync_connectors(driver, runner)
+        assert driver._env_to_module.connectors[1].running()[0].num_pushes == 7
     finally:
         runner.stop()
         driver.stop()

@@ -30,7 +30,7 @@ def test_a_chunk_becomes_an_episode_with_its_own_columns(under_test):
     np.testing.assert_allclose(logp, [0, -0.1, -0.2, -0.3, -0.4], atol=1e-6)
     assert episode.get_extra_model_outputs("weights_seq_no").tolist() == [4] * 5
     state = episode.get_extra_model_outputs("state_out")
-    assert state["h"][:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert state["actor"]["h"][:, 0].tolist() == [0, 1, 2, 3, 4]
     episode.validate()
 
 
@@ -67,7 +67,7 @@ def test_a_chunk_brings_the_end_of_the_one_before_as_lookback():
     assert episode.get_actions(**lookback).tolist() == [2, 0]
     assert episode.get_rewards(**lookback).tolist() == [2, 3]
     state = episode.get_extra_model_outputs("state_out", **lookback)
-    assert state["h"][:, 0].tolist() == [2, 3]
+    assert state["actor"]["h"][:, 0].tolist() == [2, 3]
     assert _first_observations(episode) == [4, 5, 6]
     episode.validate()
 
@@ -274,8 +274,8 @@ def test_watching_steps_changes_nothing_of_what_is_learnt():
                 one.get_extra_model_outputs(name), other.get_extra_model_outputs(name)
             )
         np.testing.assert_array_equal(
-            one.get_extra_model_outputs("state_out")["h"],
-            other.get_extra_model_outputs("state_out")["h"],
+            one.get_extra_model_outputs("state_out")["actor"]["h"],
+            other.get_extra_model_outputs("state_out")["actor"]["h"],
         )
 
 

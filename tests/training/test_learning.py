@@ -1,0 +1,51 @@
+"""One training per mode, until it has clearly learnt."""
+
+from __future__ import annotations
+
+import pytest
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+
+from tests.training.support import (
+    address_of,
+    building,
+    cartpoles,
+    mean_return,
+    over_cartpole,
+    train_until,
+)
+
+
+@pytest.mark.learning
+@pytest.mark.timeout(240)
+def test_ppo_learns_from_simulators_that_ask_for_every_action(ray_session):
+    config = over_cartpole(PPOConfig(), num_env_runners=1)
+    config.training(
+        lr=3e-4, train_batch_size=2000, minibatch_size=128, num_epochs=6, vf_loss_coeff=0.01
+    ).rl_module(model_config={"fcnet_hiddens": [64, 64], "vf_share_layers": False})
+    with building(config) as algo, cartpoles(address_of(algo)):
+        result = train_until(algo, lambda result: mean_return(result) >= 150, iterations=40)
+    server = result["env_runners"]["policy_server"]
+    assert server["sessions"] == 1
+    assert server["incidents"] == server["handover_errors"] == 0
+
+
+@pytest.mark.learning
+@pytest.mark.timeout(240)
+def test_dqn_learns_from_simulators_that_ask_for_every_action(ray_session):
+    config = over_cartpole(DQNConfig(), num_env_runners=1)
+    config.training(
+        lr=1e-3,
+        train_batch_size=64,
+        n_step=3,
+        epsilon=[(0, 1.0), (5_000, 0.05)],
+        num_steps_sampled_before_learning_starts=500,
+        target_network_update_freq=200,
+        training_intensity=8,
+        replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 50_000},
+    ).env_runners(rollout_fragment_length=32).reporting(
+        min_sample_timesteps_per_iteration=500
+    ).rl_module(model_config={"fcnet_hiddens": [64, 64]})
+    with building(config) as algo, cartpoles(address_of(algo), 4):
+        result = train_until(algo, lambda result: mean_return(result) >= 70, iterations=80)
+    assert result["env_runners"]["policy_server"]["handover_errors"] == 0
