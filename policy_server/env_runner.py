@@ -109,7 +109,6 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
 
         self._env_to_module = self._build_env_to_module()
         self.spaces = self.get_spaces()
-        self.module: Any = None
         self.make_module()
         self._module_to_env = self.config.build_module_to_env_connector(spaces=self.spaces)
         if self.worker_index == 0 and self.config.num_env_runners > 0:
@@ -131,9 +130,14 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         self._version_offset = 0  # of versions over RLlib's numbers, after a restore
         self._policies = PolicyStore()
         self._server: PolicyServer | None = None
+        self._stopped = False
         self.address = ""
         if self.worker_index > 0 or self.config.num_env_runners == 0:
             self._serve()
+            if not self.config.explore:
+                _logger.warning(
+                    "explore=False of the config has no effect: simulators decide for each episode"
+                )
 
     def _serve(self) -> None:
         semantics, server_config = self._semantics, self._server_config
@@ -209,6 +213,8 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         Raises:
             ValueError: An argument asks for what only an env loop can do.
         """
+        if self._stopped:
+            return []
         if self._server is None:
             raise ValueError(
                 f"{self} serves nobody: with num_env_runners={self.config.num_env_runners} "
@@ -425,7 +431,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
     def make_module(self) -> None:
         """Build the module from the config; its weights come later."""
         spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
-        self.module = spec.build()
+        self.module: Any = spec.build()
 
     def assert_healthy(self) -> None:
         """See ``EnvRunner``.
@@ -438,6 +444,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
 
     def stop(self) -> None:
         """End the server, within a few seconds; whoever waits for it gets an error."""
+        self._stopped = True
         server, self._server = self._server, None
         if server is not None:
             server.stop()

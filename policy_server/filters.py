@@ -16,9 +16,12 @@ import tree
 from numpy.typing import NDArray
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter as RLlibMeanStdFilter
 from ray.rllib.utils.filter import RunningStat
+from ray.rllib.utils.numpy import SMALL_NUMBER
 
 _MAX_SEGMENTS = 128
 """Unacknowledged counts that are kept; older ones were merged by a driver that does not answer."""
+_ENOUGH = 2
+"""Observations that have a standard deviation."""
 _MAX_SOURCES = 1024
 """Runners, restarted ones included, whose numbers the driver remembers."""
 
@@ -56,7 +59,10 @@ def merge(into: RunningStat, other: RunningStat) -> None:
 class MeanStdFilter(RLlibMeanStdFilter):
     """RLlib's connector of that name, with whole batches counted and merged exactly once.
 
-    Its state is RLlib's with a few keys more, so that checkpoints are good for both.
+    Its state is RLlib's with a few keys more, so that checkpoints are good for both. It leaves
+    observations as they are until two of them were counted: RLlib's own divides by almost nothing
+    there, which does not matter where statistics change with every step, but here they are those
+    of a version, and the first one may see thousands of steps.
 
     Attributes:
         reports: A driver merges what is counted here; False where this is the only copy.
@@ -95,6 +101,17 @@ class MeanStdFilter(RLlibMeanStdFilter):
         statistics: list[RunningStat] = tree.flatten(self._filters[agent].running_stats)
         return statistics
 
+    def applied(self, agent: Any = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What is subtracted from observations, and what they are divided by then: ``[*obs]``."""
+        (running,) = self.running(agent)
+        mean, divisor = np.zeros(running.shape), np.ones(running.shape)
+        if running.num_pushes >= _ENOUGH:
+            if self.de_mean_to_zero:
+                mean = running.mean.copy()
+            if self.de_std_to_one:
+                divisor = np.asarray(running.std + SMALL_NUMBER, np.float64)
+        return mean, divisor
+
     def count(self, rows: NDArray[Any], agent: Any = None) -> None:
         """Count observations, ``[N, *shape]``, each once."""
         if not self._update_stats or not len(rows):
@@ -107,18 +124,18 @@ class MeanStdFilter(RLlibMeanStdFilter):
         segment = self._open.setdefault(agent, [RunningStat(statistics.shape)])
         merge(segment[0], statistics)
 
-    def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> Any:
+    def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **_: Any) -> Any:
         """See ``ConnectorV2``: filters the newest observations, having counted them."""
-        updates = self._update_stats
-        if updates:
-            for episode in self.single_agent_episode_iterator(episodes):
-                observation = np.asarray(episode.get_observations(indices=-1))
-                self.count(observation[None], episode.agent_id)
-        self._update_stats = False  # they are counted; the base class would count them again
-        try:
-            return super().__call__(batch=batch, episodes=episodes, **kwargs)
-        finally:
-            self._update_stats = updates
+        for episode in self.single_agent_episode_iterator(episodes):
+            observation = np.asarray(episode.get_observations(indices=-1))
+            self.count(observation[None], episode.agent_id)
+            mean, divisor = self.applied(episode.agent_id)
+            filtered = (observation - mean) / divisor
+            if self.clip_by_value:
+                filtered = np.clip(filtered, -self.clip_by_value, self.clip_by_value)
+            episode.set_observations(at_indices=-1, new_data=filtered.astype(observation.dtype))
+            episode.observation_space = self.observation_space
+        return batch
 
     def close_segment(self) -> None:
         """The driver is about to be told: what is counted from now on has another number."""

@@ -29,7 +29,7 @@ from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.common.frame_stacking import FrameStacking
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter as RLlibMeanStdFilter
-from ray.rllib.utils.numpy import SMALL_NUMBER, flatten_inputs_to_1d_tensor
+from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
 
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.filters import MeanStdFilter
@@ -53,26 +53,23 @@ _LEAVE_OBSERVATIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
-    """The statistics of one version: ``clip((x - mean) / std)``."""
+    """The statistics of one version: ``clip((x - mean) / divisor)``."""
 
     mean: NDArray[np.float64]
     """``[*obs]``; 0 where means are not removed."""
-    std: NDArray[np.float64]
+    divisor: NDArray[np.float64]
     """``[*obs]``; never 0."""
     clip: float | None
     """Bound of the result's absolute value."""
 
     @classmethod
     def of(cls, connector: MeanStdFilter) -> MeanStd:
-        """The statistics of this moment, as ``ray.rllib.utils.filter.MeanStdFilter`` uses them."""
-        (running,) = connector.running()
-        mean = running.mean.copy() if connector.de_mean_to_zero else np.zeros(running.shape)
-        std = running.std + SMALL_NUMBER if connector.de_std_to_one else np.ones(running.shape)
-        return cls(mean, np.asarray(std), connector.clip_by_value)
+        """The statistics of this moment."""
+        return cls(*connector.applied(), connector.clip_by_value)
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         """Filter ``[N, *obs]``; the dtype stays."""
-        filtered = (values - self.mean) / self.std
+        filtered = (values - self.mean) / self.divisor
         if self.clip:
             np.clip(filtered, -self.clip, self.clip, out=filtered)
         return filtered.astype(values.dtype)

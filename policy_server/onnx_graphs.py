@@ -24,6 +24,8 @@ from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead
 from ray.rllib.utils.filter import RunningStat
 from ray.rllib.utils.numpy import SMALL_NUMBER
 
+from policy_server.filters import MeanStdFilter as ExactMeanStdFilter
+
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -132,15 +134,12 @@ class Standardize(torch.nn.Module):
             self.register_buffer(name, torch.from_numpy(value))
 
     def _statistics(self) -> dict[str, NDArray[np.float32]]:
-        state = self._connector.get_state()[None]
-        (stats,) = (RunningStat.from_state(each) for each in state["running_stats"])
-        mean = np.asarray(stats.mean, np.float64)
-        if not state["de_mean_to_zero"]:
-            mean = np.zeros_like(mean)
-        divisor = np.asarray(stats.std, np.float32) + np.float32(SMALL_NUMBER)
-        if not state["de_std_to_one"]:
-            divisor = np.ones_like(divisor)
-        clip = state["clip_by_value"] or np.finfo(np.float32).max
+        if isinstance(self._connector, ExactMeanStdFilter):
+            mean, wide = self._connector.applied()
+            divisor = wide.astype(np.float32)
+            clip = self._connector.clip_by_value or float(np.finfo(np.float32).max)
+        else:
+            mean, divisor, clip = self._rllibs_own_statistics()
         coarse = mean.astype(np.float32)
         return {
             "mean": coarse,
@@ -150,6 +149,20 @@ class Standardize(torch.nn.Module):
             "low": np.full((1,), -clip, np.float32),
             "high": np.full((1,), clip, np.float32),
         }
+
+    def _rllibs_own_statistics(
+        self,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32], float]:
+        state = self._connector.get_state()[None]
+        (stats,) = (RunningStat.from_state(each) for each in state["running_stats"])
+        mean = np.asarray(stats.mean, np.float64)
+        if not state["de_mean_to_zero"]:
+            mean = np.zeros_like(mean)
+        divisor = np.asarray(stats.std, np.float32) + np.float32(SMALL_NUMBER)
+        if not state["de_std_to_one"]:
+            divisor = np.ones_like(divisor)
+        clip = state["clip_by_value"] or float(np.finfo(np.float32).max)
+        return mean, divisor.astype(np.float32), clip
 
     def refresh(self) -> None:
         """Take the connector's statistics as they are now."""

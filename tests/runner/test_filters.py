@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter as RLlibMeanStdFilter
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.filter import RunningStat
 
 from policy_server.filters import MeanStdFilter, merge, statistics_of
@@ -46,6 +47,27 @@ def test_counting_a_batch_is_counting_its_rows_one_by_one(rng):
     assert batched.num_pushes == one_by_one.num_pushes
     np.testing.assert_allclose(batched.mean, one_by_one.mean)
     np.testing.assert_allclose(batched.sum_sq_diff_array, one_by_one.sum_sq_diff_array, rtol=1e-9)
+
+
+def test_filtering_is_as_rllib_does_it(rng):
+    ours, theirs = _filter(), _rllibs_own()
+    for row in _rows(rng, 20):
+        filtered = []
+        for connector in (ours, theirs):
+            episode = SingleAgentEpisode(observation_space=SPACE)
+            episode.add_env_reset(row)
+            connector(rl_module=None, batch={}, episodes=[episode])
+            filtered.append(episode.get_observations(-1))
+        if ours.running()[0].num_pushes > 1:
+            np.testing.assert_allclose(*filtered, rtol=1e-4, atol=1e-5)
+            assert filtered[0].dtype == filtered[1].dtype
+
+
+def test_without_statistics_observations_stay_as_they_are():
+    connector = _filter()
+    mean, divisor = connector.applied()
+    assert (mean == 0).all()
+    assert (divisor == 1).all()
 
 
 def test_merging_nothing_changes_nothing():
