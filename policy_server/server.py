@@ -341,6 +341,8 @@ def _server_options(config: PolicyServerConfig) -> list[tuple[str, int]]:
         # Half-open connections are noticed, busy or idle.
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", keepalive_ms),
+        # What really bounds the wait for a ping's answer; else it is a minute.
+        ("grpc.http2.ping_timeout_ms", keepalive_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Clients may probe us as often.

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire import policyserver_pb2_grpc as pb_grpc
 from client_sdk.wire.faults import ERROR_TRAILER, Fault, Reason
 from client_sdk.wire.tensors import tensor_from_proto, tensor_to_proto
+
+Health = health_pb2.HealthCheckResponse
 
 RUNNING = pb.STEP_STATUS_RUNNING
 TERMINATED = pb.STEP_STATUS_TERMINATED
@@ -24,6 +30,7 @@ TRUNCATED = pb.STEP_STATUS_TRUNCATED
 ABANDONED = pb.STEP_STATUS_ABANDONED
 
 CALL_TIMEOUT_S = 20.0
+ROOT = Path(__file__).parents[2]
 
 
 def batch(values: Any) -> pb.Batch:
@@ -244,3 +251,22 @@ class Stream:
         """Cancel it."""
         self.call.cancel()
         self._requests.put(None)
+
+
+def refuse_row(talker: Talker, *step, **fields) -> Fault:
+    """The fault of one row."""
+    with pytest.raises(Fault) as caught:
+        talker.step(*step, **fields)
+    return caught.value
+
+
+def health(talker: Talker, service: str = "") -> int:
+    """What a load balancer is told."""
+    stub = health_pb2_grpc.HealthStub(talker.channel)
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+
+
+def program(code: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """A process that runs that code, which may import from here; its output is a pipe."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)

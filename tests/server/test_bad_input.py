@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import grpc
 import gymnasium as gym
 import numpy as np
@@ -11,8 +9,6 @@ import pytest
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
-from client_sdk.wire.spaces import space_to_proto
-from client_sdk.wire.tensors import tensor_to_proto
 from tests.server.talk import (
     ABANDONED,
     RUNNING,
@@ -26,7 +22,7 @@ from tests.server.talk import (
     rows,
     seen,
 )
-from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS, serving
+from tests.servers import serving
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 OBSERVATIONS = "groups[0].observations"
@@ -368,70 +364,6 @@ def test_two_agents_rows_are_refused_naming_the_known_agent(server):
             fault = faults_of(answer)[index]
             check_fault(fault, Reason.UNKNOWN_AGENT, f"groups[0].agents[{index}]", name)
         assert not answer.HasField("actions")
-
-
-# The client's idea of the spaces.
-
-OTHER_SPACES = {
-    "shape": (
-        {"observation_space": gym.spaces.Box(-np.inf, np.inf, (5,), np.float32)},
-        ("observation_space", "5", "4"),
-    ),
-    "dtype": (
-        {"observation_space": gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)},
-        ("observation_space", "float64", "float32"),
-    ),
-    "bounds": (
-        {"observation_space": gym.spaces.Box(-1, 1, (4,), np.float32)},
-        ("observation_space", "1", "inf"),
-    ),
-    "number of actions": ({"action_space": gym.spaces.Discrete(3)}, ("action_space", "3", "2")),
-    "kind": (
-        {"action_space": gym.spaces.Box(-1, 1, (1,), np.float32)},
-        ("action_space", "Box", "Discrete"),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", OTHER_SPACES)
-def test_session_with_other_spaces_is_refused_with_a_diff(server, case):
-    spaces, (name, *says) = OTHER_SPACES[case]
-    spec = pb.AgentSpec(**{key: space_to_proto(space) for key, space in spaces.items()})
-    sessions = server.server.sessions
-    with Talker(server.address, connect=False) as talker:
-        with refused(INVALID, Reason.SPACE_MISMATCH, f"agents[''].{name}", *says, "update"):
-            talker.open(agents={"": spec})
-        assert server.server.sessions == sessions
-
-
-def test_session_with_the_same_spaces_is_opened(server):
-    spec = pb.AgentSpec(
-        observation_space=space_to_proto(CARTPOLE_OBSERVATIONS),
-        action_space=space_to_proto(CARTPOLE_ACTIONS),
-    )
-    with Talker(server.address, agents={"": spec}) as talker:
-        talker.close_session()
-
-
-def test_session_for_an_unknown_agent_is_refused(server):
-    with (
-        Talker(server.address, connect=False) as talker,
-        refused(INVALID, Reason.UNKNOWN_AGENT, "agents['blue']", "'blue'", 'one agent, ""'),
-    ):
-        talker.open(agents={"blue": pb.AgentSpec()})
-
-
-def test_belief_in_a_huge_space_costs_the_server_nothing(server):
-    space = pb.Space()
-    space.box.dtype = pb.DATA_TYPE_FLOAT32
-    space.box.shape.extend([2**13, 2**13])
-    tensor_to_proto(np.float32(0), space.box.low)
-    tensor_to_proto(np.float32(1), space.box.high)
-    with Talker(server.address, connect=False) as talker:
-        begin = time.monotonic()
-        with refused(INVALID, Reason.SPACE_MISMATCH, "agents[''].observation_space"):
-            talker.open(agents={"": pb.AgentSpec(observation_space=space)})
-        assert time.monotonic() - begin < 0.5
 
 
 def test_abandoned_row_needs_no_observation(server):

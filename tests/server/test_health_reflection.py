@@ -17,16 +17,10 @@ from policy_server.buffer import ExperienceBuffer
 from policy_server.config import PolicyServerConfig, ServerTls
 from policy_server.policy_store import PolicyStore
 from policy_server.server import PolicyServer, ServerStartError
-from tests.server.talk import Talker, eventually, fault_in, rows, seen
+from tests.server.talk import Health, Talker, eventually, fault_in, health, rows, seen
 from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS, serving
 
-Health = health_pb2.HealthCheckResponse
 SERVICE = "policyserver.v1.PolicyService"
-
-
-def health(talker: Talker, service: str = "") -> int:
-    stub = health_pb2_grpc.HealthStub(talker.channel)
-    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
 
 
 def unstarted(**settings) -> PolicyServer:

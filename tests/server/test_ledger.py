@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
-import sys
 from collections import defaultdict
 
 import pytest
 
 from client_sdk.wire import policyserver_pb2 as pb
-from tests.server.talk import ABANDONED, TERMINATED, Talker, eventually, rows, seen
+from tests.server.talk import ABANDONED, TERMINATED, Talker, eventually, program, rows, seen
 from tests.servers import serving
 
 # Each row's observation is [client, that client's own count of rows, episode, step].
@@ -35,10 +33,6 @@ for episode in itertools.count(1):
         for _ in range(repeats):
             assert not stream.receive().act.groups[0].faults
 """
-
-
-def start_client(server, name: int) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", CLIENT, server.address, str(name)])
 
 
 def observations_of(chunk) -> list[list[float]]:
@@ -65,7 +59,7 @@ def test_nothing_is_lost_or_doubled_when_clients_are_killed_at_random(when_full)
     ):
         clients = []
         for name in range(4):
-            clients.append(start_client(server, name))
+            clients.append(program(CLIENT, server.address, name))
             stack.enter_context(clients[-1])
             stack.callback(clients[-1].kill)
         eventually(lambda: server.server.sessions == 4, within_s=30)

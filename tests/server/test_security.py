@@ -11,8 +11,7 @@ import pytest
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
 from policy_server.config import ServerTls
-from tests.server.talk import Talker, fault_in, refused, rows, seen
-from tests.server.test_health_reflection import Health, health
+from tests.server.talk import Health, Talker, fault_in, health, refused, rows, seen
 from tests.servers import serving
 
 TOKEN = "correct-horse-battery"

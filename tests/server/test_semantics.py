@@ -8,7 +8,6 @@ import pytest
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
-from client_sdk.wire.spaces import space_from_proto
 from tests.server.talk import (
     ABANDONED,
     TERMINATED,
@@ -19,7 +18,7 @@ from tests.server.talk import (
     rows,
     seen,
 )
-from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS, serving
+from tests.servers import serving
 
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
@@ -179,69 +178,6 @@ def test_metrics_of_an_unknown_episode_are_ignored(server, talker):
     talker.act(metrics=[pb.EpisodeMetrics(episode=77, values={"goals": 1.0})])
     talker.play(1, 1)
     assert server.collect(1)[0].end.metrics == {}
-
-
-# The handshake.
-
-
-def test_handshake_tells_spaces_lease_version_and_configuration():
-    config = {"level": 3, "names": ["a", "b"], "frame_skip": {"fast": True}}
-    with serving(lease_s=12.5, client_config=config, first_version=7) as server:
-        with Talker(server.address, connect=False) as talker:
-            told = talker.open()
-        assert told.protocol_version == "1.0"
-        assert told.policy_version == 7
-        assert told.lease.ToTimedelta().total_seconds() == 12.5
-        assert list(told.agents) == [""]
-        assert space_from_proto(told.agents[""].observation_space) == CARTPOLE_OBSERVATIONS
-        assert space_from_proto(told.agents[""].action_space) == CARTPOLE_ACTIONS
-        assert told.agents[""].policy_id == "default_policy"
-        assert told.redirect_address == ""
-        assert dict(told.client_config)["level"] == 3
-        assert list(told.client_config["names"]) == ["a", "b"]
-        assert dict(told.client_config["frame_skip"]) == {"fast": True}
-
-
-@pytest.mark.parametrize("version", ["1", "1.0", "1.7", "1.0.3"])
-def test_same_major_version_is_accepted(server, version):
-    with Talker(server.address, connect=False) as talker:
-        assert talker.open(protocol_version=version).protocol_version == "1.0"
-
-
-@pytest.mark.parametrize("version", ["", "0.9", "2.0", "10.0", "one", " 1.0", "1x.0"])
-def test_another_major_version_is_refused_naming_both(server, version):
-    says = (version or "(none)", "1.0", "major")
-    with (
-        Talker(server.address, connect=False) as talker,
-        refused(PRECONDITION, Reason.INCOMPATIBLE_PROTOCOL, "protocol_version", *says),
-    ):
-        talker.open(protocol_version=version)
-    assert server.server.sessions == 0
-
-
-def test_mode_must_be_one_that_is_served(server):
-    with Talker(server.address, connect=False) as talker:
-        field = "inference_mode"
-        with refused(PRECONDITION, Reason.NO_LOCAL_INFERENCE, field, "INFERENCE_MODE_REMOTE"):
-            talker.open(inference_mode=pb.INFERENCE_MODE_LOCAL)
-        for mode in (pb.INFERENCE_MODE_UNSPECIFIED, 9):
-            with refused(
-                PRECONDITION, Reason.WRONG_MODE, field, "INFERENCE_MODE_REMOTE", f"got {mode}"
-            ):
-                talker.open(inference_mode=mode)
-
-
-def test_client_name_of_any_kind_is_safe_in_the_log(server, caplog):
-    caplog.set_level("INFO")
-    with Talker(server.address, connect=False) as talker:
-        session_id = talker.open(
-            client_name="evil\nERROR all is lost\x1b[31m" + "x" * 10_000
-        ).session_id
-    line = next(record for record in caplog.records if "connected" in record.message)
-    assert "\n" not in line.message
-    assert "\x1b" not in line.message
-    assert len(line.message) < 200
-    assert session_id not in caplog.text
 
 
 def test_observation_and_action_of_a_chunk_survive_the_message_they_came_in(server, talker):

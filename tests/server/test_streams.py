@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import signal
 import time
 
 import grpc
@@ -20,6 +19,7 @@ from tests.server.talk import (
     check_fault,
     eventually,
     fault_in,
+    program,
     rows,
     seen,
 )
@@ -273,10 +273,7 @@ stream.receive()
 def test_killed_client_is_noticed_and_truncated_at_its_last_complete_step():
     with (
         serving(lease_s=0.3) as server,
-        subprocess.Popen(
-            [sys.executable, "-c", KILLED_CLIENT, server.address],
-            stdout=subprocess.PIPE,
-        ) as client,
+        program(KILLED_CLIENT, server.address) as client,
     ):
         try:
             assert client.stdout.readline() == b"acted\n"
@@ -296,3 +293,20 @@ def test_killed_client_is_noticed_and_truncated_at_its_last_complete_step():
             talker.play(1, 3)
             assert server.collect(3)[0].terminated
             assert talker.step(1, 3, 3.0, 1.0, TERMINATED) is None
+
+
+def test_frozen_client_is_noticed_by_keepalive():
+    """Its connection stays open and silent, as that of a machine that lost its power does."""
+    with (
+        serving(lease_s=0.2, keepalive_s=0.3) as server,
+        program(KILLED_CLIENT, server.address) as client,
+    ):
+        try:
+            assert client.stdout.readline() == b"acted\n"
+            client.send_signal(signal.SIGSTOP)
+            eventually(lambda: streams(server) == 0)
+            eventually(lambda: server.server.sessions == 0)
+        finally:
+            client.kill()
+        assert server.server.stats()["episodes_lost"] == 1
+        assert sum(chunk.steps for chunk in server.collect(4)) == 4
