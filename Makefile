@@ -30,7 +30,8 @@ test: $(STAMP) ## Fast tests and one training per mode (12 minutes at most)
 	$(BIN)/pytest -m "not slow"
 
 test-slow: $(STAMP) ## Every training and installation; writes docs/results.md
-	$(BIN)/python benchmarks/results.py
+	$(BIN)/python -m benchmarks.results
+	$(BIN)/pytest -m "slow or learning"
 
 check-install: $(STAMP) ## Install the client alone, then the server, each into an empty environment
 	$(BIN)/pytest -m slow tests/test_install.py
@@ -45,7 +46,9 @@ format: $(STAMP) ## Let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## Every figure of benchmarks/, one after the other
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for name in acting while_learning memory learning; do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; \
+	done
 
 proto: $(STAMP) ## Generate the Python stubs from the contract
 	$(BIN)/python -m grpc_tools.protoc -I$(STUBS)=$(patsubst %/,%,$(dir $(PROTO))) \

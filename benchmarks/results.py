@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
+import datetime as dt
 import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from benchmarks import report
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 COMMAND = "make test-slow"
-TIMEOUT_S = 900.0
+TIMEOUT_S = 600.0
 
 _NET = '--set=model_config={"fcnet_hiddens": [64, 64], "vf_share_layers": true}'
 _PPO = (
@@ -36,9 +37,9 @@ _PPO = (
 _DQN = (
     *("--algo", "DQN", "--set=lr=0.001", "--set=train_batch_size=64", "--set=n_step=3"),
     *("--set=epsilon=[[0, 1.0], [10000, 0.02]]", "--set=target_network_update_freq=500"),
-    *("--set=num_steps_sampled_before_learning_starts=1000", "--set=training_intensity=16"),
+    *("--set=num_steps_sampled_before_learning_starts=1000", "--set=training_intensity=4"),
     '--set=replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 50000}',
-    *("--set=rollout_fragment_length=32", "--set=min_sample_timesteps_per_iteration=2000"),
+    *("--set=rollout_fragment_length=64", "--set=min_sample_timesteps_per_iteration=2000"),
     '--set=model_config={"fcnet_hiddens": [64, 64]}',
 )
 
@@ -69,7 +70,7 @@ TRAININGS = (
              (*_PPO, "--seed=1", "--num-env-runners=0")),
     Training("PPO, serve", "CartPole-v1", 450, (*_PPO, "--seed=1", "--while-learning=serve")),
     Training("PPO, one simulator", "CartPole-v1", 450, (*_PPO, "--seed=1"), envs=1),
-    Training("DQN, serve", "CartPole-v1", 400, (*_DQN, "--seed=1")),
+    Training("DQN, serve", "CartPole-v1", 150, (*_DQN, "--seed=1")),
     Training("PPO, three actions", "Acrobot-v1", -100, (*_PPO, "--seed=1")),
 )  # fmt: skip
 
@@ -143,14 +144,16 @@ def _history(directory: Path) -> list[dict[str, float]]:
 
 def document(outcomes: Sequence[Outcome]) -> str:
     """The page."""
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    date = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
     lines = [
         "# Results",
         "",
-        f"Written by `{COMMAND}` at commit `{report.commit()}` on {date}: {os.cpu_count()} cores, "
-        f"{platform.system()}, Python {platform.python_version()}. "
-        "Env steps and wall time are those until the goal: the mean return over at least 20 "
-        "episodes. The clock runs from the first `train()`; simulators are one process.",
+        (
+            f"Written by `{COMMAND}` at commit `{report.commit()}` on {date}: {os.cpu_count()} cores, "
+            f"{platform.system()}, Python {platform.python_version()}. "
+            "Env steps and wall time are those until the goal: the mean return over at least 20 "
+            "episodes. The clock runs from the first `train()`; simulators are one process."
+        ),
         "",
         "| Training | Environment | Simulated | Goal | Mean return | Env steps | Wall time | |",
         "|---|---|---|---|---|---|---|---|",
@@ -183,6 +186,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="trainings whose name holds this")
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     options = parser.parse_args()
+    # Whoever ends this ends the processes under it, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     outcomes = []
     for training in TRAININGS:
         if options.only in f"{training.name}, {training.env}":

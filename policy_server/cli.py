@@ -287,7 +287,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
         type=_setting,
         action="append",
         default=[],
-        help="hyperparameter as JSON, such as lr=0.0003; model_config={...} for the network",
+        help="a setting of the AlgorithmConfig as JSON, such as lr=0.0003; model_config={...}",
     )
     group.add_argument("--seed", type=int, help="of weights and learner")
     group.add_argument(

@@ -160,13 +160,14 @@ class LiveDisplay:
         self._title = title
         self._goal = goal
         self._progress: Progress | None = None
-        self._address = ""
+        self._waiting_for = "starting"
         self._started = time.monotonic()
         self._spinner = Spinner("dots")
         live.update(self)
 
     def say(self, line: str) -> None:
         """Print it above the panel."""
+        self._waiting_for = "waiting for the first experience"  # said once simulators can connect
         self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
@@ -182,7 +183,7 @@ class LiveDisplay:
         head.add_row(self._spinner, Text(self._title, style="bold"), clock)
         progress = self._progress
         if progress is None:
-            return Group(head, Text("  waiting for the first experience", style="dim"))
+            return Group(head, Text(f"  {self._waiting_for}", style="dim"))
         table = Table.grid(padding=(0, 3))
         mean = "-" if math.isnan(progress.mean_return) else f"{progress.mean_return:.1f}"
         cells = {

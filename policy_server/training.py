@@ -228,7 +228,7 @@ class _Run:
 
         def save(directory: Path) -> None:
             algo.save_to_path(directory.absolute())
-            history = [dataclasses.astuple(progress) for progress in self._history]
+            history = [dataclasses.asdict(progress) for progress in self._history]
             (directory / _HISTORY).write_text(json.dumps(history), encoding="utf-8")
 
         try:
@@ -248,7 +248,7 @@ class _Run:
             history = json.loads((latest / _HISTORY).read_text(encoding="utf-8"))
         except Exception as error:
             raise TrainingError(f"cannot resume from {latest}: {_one_line(error)}") from error
-        self._history = [Progress(*values) for values in history]
+        self._history = [Progress(**values) for values in history]
         self._checkpoint = latest
         # The restored state may be dropped on its way to a busy runner: weights go once more.
         algo.env_runner_group.sync_weights(

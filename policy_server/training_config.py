@@ -31,6 +31,9 @@ _CLASSES = {
     "DQN": ("ray.rllib.algorithms.dqn", "DQNConfig"),
 }
 _RL_MODULE_KEY = "model_config"
+_METHODS = ("training", "env_runners", "reporting", "learners")
+"""Of AlgorithmConfig; ``--set`` takes their arguments."""
+_NOT_SETTINGS = {"self", "kwargs", "env_runner_cls", "num_env_runners"}
 
 
 class OptionError(ValueError):
@@ -52,7 +55,7 @@ class TrainOptions:
     server: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of PolicyServerConfig that were given."""
     settings: tuple[tuple[str, Any], ...] = ()
-    """Hyperparameters for ``AlgorithmConfig.training``, and ``model_config``."""
+    """Of AlgorithmConfig by name: hyperparameters, and ``model_config`` for the network."""
     num_env_runners: int | None = None
     """None: 1, or what ``config`` says."""
     seed: int | None = None
@@ -189,26 +192,26 @@ def _apply(config: AlgorithmConfig, key: str, value: Any) -> None:
     if key == _RL_MODULE_KEY:
         config.rl_module(model_config=value)
         return
-    known = _hyperparameters(config)
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
+    methods = _settings(config)
+    if key not in methods:
+        close = difflib.get_close_matches(key, [*methods, _RL_MODULE_KEY], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise OptionError(
-            f"argument --set: {type(config).__name__} has no hyperparameter {key!r}{hint}"
-        )
+        raise OptionError(f"argument --set: {type(config).__name__} has no setting {key!r}{hint}")
     try:
-        config.training(**{key: value})
+        getattr(config, methods[key])(**{key: value})
     except (TypeError, ValueError) as error:
         raise OptionError(f"argument --set: {key}: {_one_line(error)}") from error
 
 
-def _hyperparameters(config: AlgorithmConfig) -> set[str]:
-    """What ``training`` of this algorithm and of its bases takes."""
-    names: set[str] = {_RL_MODULE_KEY}
-    for kind in type(config).__mro__:
-        if "training" in vars(kind):
-            names |= set(inspect.signature(vars(kind)["training"]).parameters)
-    return names - {"self", "kwargs"}
+def _settings(config: AlgorithmConfig) -> dict[str, str]:
+    """What can be set, and by which method of the config."""
+    found: dict[str, str] = {}
+    for method in _METHODS:
+        for kind in type(config).__mro__:
+            if method in vars(kind):
+                for name in inspect.signature(vars(kind)[method]).parameters:
+                    found.setdefault(name, method)
+    return {name: method for name, method in found.items() if name not in _NOT_SETTINGS}
 
 
 def _one_line(error: BaseException) -> str:

@@ -50,7 +50,7 @@ def fails(capsys, *arguments):
         (("train", "--config", "json"), "expected package.module:attribute"),
         (("train", "--config", "json:no"), "json has no 'no'"),
         (("train", "--config", "json.decoder:NaN"), "expected an AlgorithmConfig"),
-        ((*TRAIN, "--set", "lrr=1", "--port", "0"), "no hyperparameter 'lrr'; did you mean 'lr'?"),
+        ((*TRAIN, "--set", "lrr=1", "--port", "0"), "no setting 'lrr'; did you mean 'lr'?"),
         ((*TRAIN, "--host", "0.0.0.0", "--port", "0"), "--insecure"),
         (("check",), "HOST:PORT"),
     ],

@@ -109,11 +109,15 @@ def test_terminal_gets_a_panel_with_every_figure():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with Live(console=console, auto_refresh=False) as live:
         display = LiveDisplay(live, "PPO on CartPole-v1", 450)
+        with console.capture() as starting:
+            console.print(display)
+        display.say("policy server listening on 127.0.0.1:9900")
         with console.capture() as waiting:
             console.print(display)
         display.show(progress())
         with console.capture() as capture:
             console.print(display)
+    assert "starting" in starting.get()
     assert "waiting for the first experience" in waiting.get()
     for name in SHOWN:
         assert name in capture.get()
