@@ -343,6 +343,8 @@ class Batcher:
             for track in part.tracks:
                 cut_before(track, batch)
                 track.answer(batch, row, logged=logged)
+                if logged:
+                    track.context.logged = track.last
                 row += 1
                 if track.waiters:
                     waiters, track.waiters = track.waiters, []

@@ -40,13 +40,16 @@ class RowContext:
 
     Attributes:
         reward: Earned since the agent's previous action; set before each inference.
+        logged: Row of a batch with what the application did instead of the last action chosen;
+            None where it did as it was told.
         memory: The engine's own (recurrent state, a shadow episode); None at the first step.
     """
 
-    __slots__ = ("memory", "reward")
+    __slots__ = ("logged", "memory", "reward")
 
     def __init__(self) -> None:
         self.reward = 0.0
+        self.logged: tuple[InferredBatch, int] | None = None
         self.memory: Any = None
 
 

@@ -97,13 +97,19 @@ class RLModuleSpaces:
         self.observations = SpaceCodec(observation_space)
         # A recurrent module's state is read from the last step before the cut.
         self.lookback = max(1, lookback)
-        codec = SpaceCodec(action_space)
+        self._actions = codec = SpaceCodec(action_space)
         self._leaves = {path: codec.leaf(path) for path in codec.paths}
         # RLlib counts from 0 whatever a space's start; the application does not.
         self._starts = {
             path: leaf.space.start if shift and hasattr(leaf.space, "start") else 0
             for path, leaf in self._leaves.items()
         }
+
+    def module_action(self, batch: InferredBatch, row: int) -> Any:
+        """One row's action, as the module would have given it."""
+        if "" in batch.actions:
+            return np.array(batch.actions[""][row])
+        return self._actions.value(batch.actions, row)
 
     def action_columns(self, actions: Sequence[Any]) -> Columns:
         """Module actions, one per row, as columns."""
@@ -194,6 +200,9 @@ class RLModulePolicy:
                 )
             )
         shadow: Shadow = context.memory
+        if context.logged is not None:
+            shadow.action = spaces.module_action(*context.logged)
+            context.logged = None
         observation = spaces.observations.value(observations, row)
         shadow.observe(observation, context.reward, spaces.lookback)
         return shadow

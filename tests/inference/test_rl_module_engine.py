@@ -21,7 +21,7 @@ from ray.rllib.connectors.env_to_module import (
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from client_sdk.wire.batches import SpaceCodec
-from policy_server.experience import RowContext
+from policy_server.experience import InferredBatch, RowContext
 from policy_server.onnx_check import module_inputs, probe
 
 BOX = gym.spaces.Box(-2.0, 2.0, (3,))
@@ -246,3 +246,15 @@ def test_sac_acts_within_the_bounds() -> None:
     assert batch.outputs["action_logp"].shape == (50,)
     assert (np.abs(batch.actions[""]) <= 1).all()
     assert BOX.contains(batch.env_actions[""][0])
+
+
+def test_a_logged_action_is_what_the_next_inference_remembers() -> None:
+    policy = policy_of(lstm())
+    observations = np.zeros((1, 4), np.float32)
+    (context,) = contexts(1)
+    batch = step(policy, observations, [context])
+    other = {"": 1 - batch.actions[""]}
+    context.logged = (InferredBatch(policy, batch.observations, other, other, batch.outputs), 0)
+    step(policy, observations, [context])
+    assert context.memory.episode.get_actions(-1) == other[""][0]
+    assert context.logged is None
