@@ -175,11 +175,11 @@ def main() -> None:
 
     runs = []
     for seed in range(1, options.seeds + 1):
-        for way in WAYS:
+        for way, name in WAYS.items():
             run = train(way, seed)
             runs.append(run)
             print(
-                f"seed {seed}: {WAYS[way]}: {run['seconds']:.1f} s, {run['env_steps']:,} env steps"
+                f"seed {seed}: {name}: {run['seconds']:.1f} s, {run['env_steps']:,} env steps"
                 + ("" if run["reached"] else " (goal not reached)"),
                 flush=True,
             )
