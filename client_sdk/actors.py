@@ -48,8 +48,10 @@ class RemoteActor:
         self.exchange = exchange
         self._endpoint = endpoint
         self._timeouts = timeouts
+        self._target = endpoint.address
         self._connection: Connection | None = None
         self._stream: Stream | None = None
+        self._away = False  # lost, and not found again
         self._closing = threading.Event()
         self._again: list[Pending] = []
 
@@ -152,14 +154,17 @@ class RemoteActor:
     # -- one request ---------------------------------------------------------------------------
 
     def _send(self, pending: Pending) -> Pending:
-        if len(self.exchange.pending) > MAX_UNANSWERED:
-            self._wait(next(iter(self.exchange.pending.values())))
         if self._stream is not None:  # else: sent with everything unanswered, once connected
             self._stream.send(pending.data)
         return pending
 
     def _settle(self, track: EpisodeTrack) -> None:
-        """Wait for the episode's previous row, so that two of one episode are never on their way."""
+        """Wait for the episode's previous row, so that two of one episode are never on their way.
+
+        And for the oldest of all, where nobody has waited for very many.
+        """
+        if len(self.exchange.pending) > MAX_UNANSWERED:
+            self._wait(next(iter(self.exchange.pending.values())))
         pending = track.pending
         if pending is not None:
             self._wait(pending)
@@ -191,7 +196,6 @@ class RemoteActor:
                 self._lost(lost.why)
                 continue
             except Overdue:
-                self._drop()
                 raise overdue(pending, self._endpoint.address, action_s) from None
             except PolicyClientError:
                 self._drop()
@@ -239,6 +243,9 @@ class RemoteActor:
 
     def _connect_again(self, within_s: float | None = None) -> None:
         self._connect(self._timeouts.reconnect_s if within_s is None else within_s)
+        if not self._away:  # we had only dropped it ourselves
+            return
+        self._away = False
         self.exchange.stats.reconnects += 1
         logger.info(
             "connected to %s again; %d unanswered requests sent again",
@@ -283,11 +290,11 @@ class RemoteActor:
                     connection.close()
                     continue
                 unanswered = self.exchange.adopt(response)
-                stream = connection.stream_act(self._timeouts.action_s)
+                stream = connection.stream_act()
             except BaseException:
                 connection.close()
                 raise
-            self._connection, self._stream = connection, stream
+            self._target, self._connection, self._stream = target, connection, stream
             self._again.clear()
             for pending in unanswered:
                 stream.send(pending.data)
@@ -301,6 +308,7 @@ class RemoteActor:
         self._drop()
         if self._closing.is_set():
             raise ClosedClientError(_CLOSED)
+        self._away = True
         logger.warning("connection to %s lost (%s); connecting again", self._endpoint.address, why)
 
     def _drop(self) -> None:
@@ -329,11 +337,14 @@ class RemoteActor:
                     self._wait(pending, max(until - time.monotonic(), 0.05))
         except (PolicyClientError, Disconnected) as error:
             logger.warning("closing without knowing whether the last episodes arrived: %s", error)
-        session, connection = self.exchange.session, self._connection
-        if session is not None and connection is not None:
+        session = self.exchange.session
+        if session is not None:
+            if self._connection is None:  # lost: one attempt
+                self._connection = Connection(self._endpoint, self._target)
             with contextlib.suppress(PolicyClientError, Disconnected):
                 left_s = max(until - time.monotonic(), 0.1)
-                connection.close_session(pb.CloseSessionRequest(session_id=session.id), left_s)
+                request = pb.CloseSessionRequest(session_id=session.id)
+                self._connection.close_session(request, left_s)
         self.abort()
 
     def abort(self) -> None:

@@ -31,6 +31,9 @@ class AsyncPolicyClient(ClientBase):
     Made anywhere, it belongs to the event loop that connects it. Tasks may share it, but not one
     episode at a time. Arguments and errors are ``PolicyClient``'s; connecting is left to ``connect``
     (or ``async with``), so that the constructor does no I/O.
+
+    Do not fork while it is connected: gRPC's own fork handlers may crash the child before this
+    client can tell it what is wrong. GRPC_ENABLE_FORK_SUPPORT=false turns them off.
     """
 
     _what = "AsyncPolicyClient"

@@ -28,6 +28,9 @@ from client_sdk.exchange import Exchange, Pending, logger, overdue
 from client_sdk.transport import MAX_REDIRECTS, Attempts, Disconnected, Endpoint
 from client_sdk.wire import policyserver_pb2 as pb
 
+MAX_UNANSWERED = 1024
+"""As in ``actors``; here many may be on their way that tasks do wait for."""
+
 _CLOSED = "the client was closed meanwhile"
 
 
@@ -153,7 +156,14 @@ class AioRemoteActor:
             self._reader = self._loop.create_task(self._read(connected=False))
 
     async def _settle(self, track: EpisodeTrack) -> None:
-        """Wait for the episode's previous row, so that two of one episode are never on their way."""
+        """Wait for the episode's previous row, so that two of one episode are never on their way.
+
+        And for the oldest of all, where nobody has waited for very many.
+        """
+        if len(self.exchange.pending) > MAX_UNANSWERED:
+            oldest = next(iter(self.exchange.pending.values()))
+            if oldest.waiter is None:
+                await self._wait(oldest)
         pending = track.pending
         if pending is not None:
             await self._wait(pending)
@@ -231,6 +241,8 @@ class AioRemoteActor:
                         len(self.exchange.pending),
                     )
                 why = await self._read_stream()
+                if self._closed:
+                    return
                 await self._drop()
                 connected = False
                 logger.warning(
@@ -361,6 +373,7 @@ class AioRemoteActor:
                     await self._wait(pending, max(until - time.monotonic(), 0.05))
         except (PolicyClientError, TimeoutError) as error:
             logger.warning("closing without knowing whether the last episodes arrived: %s", error)
+        self._closed = True  # the server is about to end our stream
         session, connection = self.exchange.session, self._connection
         if session is not None and connection is not None:
             with contextlib.suppress(PolicyClientError, Disconnected):

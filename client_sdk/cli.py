@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 import logging
 import math
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+
+_GRACE_S = 4.5
+"""From a signal to the end of the process."""
 
 _EXIT_CODES = """\
 exit codes:
@@ -47,13 +52,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Signal:
-    """Turns the first SIGINT or SIGTERM into KeyboardInterrupt; later ones find us on our way out."""
+    """Turns the first SIGINT or SIGTERM into KeyboardInterrupt; later ones find us on our way out.
+
+    If that way is too long (an environment that hangs), the process ends without it.
+    """
 
     number = 0
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if not self.number:
             self.number = number
+            deadline = threading.Timer(_GRACE_S, os._exit, (128 + number,))
+            deadline.daemon = True
+            deadline.start()
             raise KeyboardInterrupt
 
 
@@ -77,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             format="%(message)s",
             stream=sys.stderr,
         )
-        return _run(options)
+        code = _run(options)
+        # What went wrong on the way out of a signal is not why it ended.
+        return 128 + stopped.number if stopped.number else code
     except KeyboardInterrupt:
         return 128 + (stopped.number or signal.SIGINT)
     finally:

@@ -7,6 +7,7 @@ thread-safe, and it says so when it notices; not to be used after a fork.
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -243,11 +244,11 @@ class PolicyClient(ClientBase):
         self._guard.closed = True
         if self._guard.forked:
             return  # the connection is the parent's
-        if self._guard.wait_free(0.0):
+        if self._guard.take(blocking=False):
             self._actor.finish()
             return
         self._actor.interrupt()
-        if self._guard.wait_free(self._timeouts.close_s):
+        if self._guard.take(timeout=min(self._timeouts.close_s, threading.TIMEOUT_MAX)):
             self._actor.abort()
 
     def __enter__(self) -> Self:

@@ -197,8 +197,11 @@ def _vector_of(source: EnvSource, num_envs: int) -> Iterator[VectorEnv[Any, Any,
         )
     if isinstance(source, gym.Env):
         given = source
-        # Not closed: closing the vector would close what is the caller's.
-        yield SyncVectorEnv([lambda: given], autoreset_mode=AutoresetMode.NEXT_STEP)
+        envs = SyncVectorEnv([lambda: given], autoreset_mode=AutoresetMode.NEXT_STEP)
+        try:
+            yield envs
+        finally:
+            envs.closed = True  # else it would close what is the caller's, when it is forgotten
         return
     make = (lambda: gym.make(source)) if isinstance(source, str) else source
     envs = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)

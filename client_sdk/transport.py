@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import queue
 import random
@@ -65,24 +64,27 @@ class Disconnected(Exception):
 
 
 class Overdue(Exception):
-    """A deadline has passed; the stream was given up with it. Never leaves the package."""
+    """A deadline has passed. Never leaves the package."""
 
 
 class Guard:
-    """Lets one call at a time in, and none after a fork or the end. Any thread.
+    """Lets one thread at a time in, and nobody after a fork or the end. Any thread.
+
+    The lock is reentrant, for an interrupt (Ctrl-C) may strike between taking a lock and noting it:
+    the same thread can then still go on, and close.
 
     Attributes:
         closed: Set once; nobody is let in afterwards.
     """
 
-    __slots__ = ("_forks", "_lock", "_what", "closed", "owner")
+    __slots__ = ("_forks", "_lock", "_what", "closed", "take")
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._forks = _forks
         self.closed = False
-        self.owner = 0
+        self.take = self._lock.acquire
 
     @property
     def forked(self) -> bool:
@@ -112,17 +114,9 @@ class Guard:
                 f"another thread is inside this {self._what}, which is not thread-safe: "
                 f"give each thread its own {self._what}, or take a lock around it"
             )
-        self.owner = threading.get_ident()
 
     def __exit__(self, *exception: object) -> None:
-        self.owner = 0
         self._lock.release()
-
-    def wait_free(self, timeout_s: float) -> bool:
-        """Come in once nobody is inside, to close. A caller that is inside itself never waits."""
-        if self.owner == threading.get_ident():
-            return False
-        return self._lock.acquire(timeout=timeout_s)
 
 
 class Backoff:
@@ -309,11 +303,11 @@ class Connection:
         """Call ``Act``; raises as ``open_session``."""
         return self._unary("Act", request, pb.ActResponse.FromString, timeout_s)
 
-    def stream_act(self, longest_wait_s: float) -> Stream:
+    def stream_act(self) -> Stream:
         """Call ``StreamAct``."""
         # Identity serializers: bytes are made and read by the thread that cares.
         call: Any = self._channel.stream_stream(method("StreamAct"))
-        return Stream(lambda requests: call(requests, metadata=self._metadata), longest_wait_s)
+        return Stream(lambda requests: call(requests, metadata=self._metadata))
 
     def close(self) -> None:
         """Close the channel, and whatever runs on it."""
@@ -335,15 +329,22 @@ _T = TypeVar("_T")
 class Stream:
     """``StreamAct``: bytes out, bytes in, with deadlines. One thread at a time; ``close`` from any.
 
-    gRPC's blocking streams know one deadline for their whole life, so that a watchdog keeps those of
-    single answers. A stream whose answer is overdue is given up.
+    gRPC's own blocking reads know one deadline for the whole stream, and one that is interrupted
+    (Ctrl-C) cannot be taken up again. So a thread of ours reads, and ``receive`` waits on a queue,
+    which bears both.
     """
 
-    def __init__(self, start: Callable[[Any], Any], longest_wait_s: float) -> None:
+    def __init__(self, start: Callable[[Any], Any]) -> None:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[bytes | PolicyClientError | Disconnected] = (
+            queue.SimpleQueue()
+        )
         self.send = self._outbox.put
         self._call = start(iter(self._outbox.get, None))
-        self._watchdog = _Watchdog(self._call.cancel, longest_wait_s)
+        # It must not keep the stream alive, only what it works with.
+        threading.Thread(
+            target=_read, args=(self._call, self._inbox), name="client_sdk reader", daemon=True
+        ).start()
 
     def receive(self, deadline: float) -> bytes:
         """The next answer.
@@ -352,66 +353,41 @@ class Stream:
             deadline: On ``time.monotonic``'s clock.
 
         Raises:
-            Overdue: The deadline has passed.
+            Overdue: The deadline has passed; the answer may still come.
             Disconnected: The stream has ended.
             PolicyClientError: The server ended it with a refusal.
         """
-        watchdog = self._watchdog
-        watchdog.watch(deadline)
+        timeout_s = deadline - time.monotonic()
         try:
-            data: bytes = next(self._call)
-        except StopIteration:
-            raise Disconnected("the server ended the stream") from None
-        except grpc.RpcError as error:
-            if watchdog.expired:
-                raise Overdue from None
-            raise error_of_stream(_error_of_call(error)) from None
-        finally:
-            watchdog.deadline = math.inf
-        return data
+            item = self._inbox.get(True, 0.0 if timeout_s < 0.0 else min(timeout_s, _LONG_S))
+        except queue.Empty:
+            raise Overdue from None
+        if isinstance(item, bytes):
+            return item
+        self._inbox.put(item)  # for whoever asks again
+        raise item
 
     def close(self) -> None:
         """Give up the stream; whoever waits on it is told so."""
-        self._watchdog.stop()
         self._call.cancel()
         self._outbox.put(None)
 
 
-class _Watchdog:
-    """Calls ``expire`` when a deadline passes. One daemon thread, asleep all the while."""
+_LONG_S = 1e6
+"""More than queues take is too much for them."""
 
-    def __init__(self, expire: Callable[[], Any], longest_wait_s: float) -> None:
-        self.deadline = math.inf
-        self.expired = False
-        self._expire = expire
-        # While no deadline is set it may sleep for as long as any deadline takes.
-        self._nap_s = min(longest_wait_s, 3600.0)
-        self._wakes_at = 0.0
-        self._stopped = False
-        self._wake = threading.Event()
-        threading.Thread(target=self._run, name="client_sdk watchdog", daemon=True).start()
 
-    def watch(self, deadline: float) -> None:
-        """Expire at that time, unless ``deadline`` is set to another before."""
-        self.deadline = deadline
-        if deadline < self._wakes_at:
-            self._wake.set()
-
-    def stop(self) -> None:
-        self._stopped = True
-        self._wake.set()
-
-    def _run(self) -> None:
-        while not self._stopped:
-            now = time.monotonic()
-            if now >= self.deadline:
-                self.expired = True
-                self._expire()
-                return
-            self._wakes_at = min(self.deadline, now + self._nap_s)
-            if self.deadline >= self._wakes_at:  # else: it was set in between
-                self._wake.wait(self._wakes_at - now)
-                self._wake.clear()
+def _read(call: Any, inbox: queue.SimpleQueue[bytes | PolicyClientError | Disconnected]) -> None:
+    """Put answers into the inbox, and last of all why there are no more."""
+    put = inbox.put
+    try:
+        for data in call:
+            put(data)
+        put(Disconnected("the server ended the stream"))
+    except grpc.RpcError as error:
+        put(error_of_stream(_error_of_call(error)))
+    except Exception as error:  # else whoever waits would wait in vain
+        put(Disconnected(f"reading failed: {error!r}"))
 
 
 def _error_of_call(error: Any) -> PolicyClientError | Disconnected:

@@ -103,23 +103,7 @@ def test_a_server_that_is_never_ready_is_a_timeout_that_says_why(kind, scripted)
         assert episode.act(seen(0)) == 0
 
 
-def test_calling_again_after_a_timeout_asks_for_the_same_step(scripted):
-    scripted.on_act = lambda _: None
-    with connected("sync", scripted.address, timeouts=HASTY) as client:
-        episode = client.episode()
-        with pytest.raises(PolicyTimeout, match="same step"):
-            episode.act(seen(1))
-        first = scripted.next_asked()
-        scripted.on_act = scripted.answer
-        assert episode.act(seen(2), 5.0) == 0
-        assert scripted.next_asked() == first
-        episode.act(seen(3), 1.0)
-        (rows,) = scripted.next_asked().act.groups
-        assert list(rows.steps) == [1]
-        assert list(rows.rewards) == [1.0]
-
-
-def test_a_late_answer_after_a_timeout_is_still_the_answer(scripted):
+def test_calling_again_after_a_timeout_waits_for_the_same_step(kind, scripted):
     late = threading.Event()
 
     def on_act(request):
@@ -127,13 +111,18 @@ def test_a_late_answer_after_a_timeout_is_still_the_answer(scripted):
         return scripted.answer(request)
 
     scripted.on_act = on_act
-    with connected("aio", scripted.address, timeouts=HASTY) as client:
+    with connected(kind, scripted.address, timeouts=HASTY) as client:
         episode = client.episode()
-        with pytest.raises(PolicyTimeout):
+        with pytest.raises(PolicyTimeout, match="same step"):
             episode.act(seen(1))
         late.set()
-        assert episode.act(seen(1)) == 0
+        assert episode.act(seen(2), 5.0) == 0
         assert scripted.asked.qsize() == 1
+        scripted.next_asked()
+        episode.act(seen(3), 1.0)
+        (rows,) = scripted.next_asked().act.groups
+        assert list(rows.steps) == [1]
+        assert list(rows.rewards) == [1.0]
 
 
 def test_a_refused_row_leaves_the_episode_where_it_was(client, scripted):

@@ -1,0 +1,121 @@
+"""Settings as values: addresses, timeouts, certificates, tokens, and patience."""
+
+import random
+
+import pytest
+
+from client_sdk import PolicyClient, Timeouts, TlsConfig
+from client_sdk.config import Address, check_token
+from client_sdk.errors import InvalidValueError, NotReadyError, UnauthenticatedError
+from client_sdk.transport import Attempts, Backoff, Disconnected, Endpoint
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("localhost:9900", "localhost", 9900),
+        ("http://10.0.0.7:80", "10.0.0.7", 80),
+        ("http://trainer.example:9900/", "trainer.example", 9900),
+        ("[::1]:9900", "::1", 9900),
+        (" trainer:1 ", "trainer", 1),
+    ],
+)
+def test_addresses_are_read(text, host, port):
+    assert Address.parse(text) == Address(host, port)
+    assert Address.parse(str(Address(host, port))) == Address(host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "localhost", "localhost:", ":9900", "a:b", "a:70000", "a:1/x", "u@a:1", "http://a"]
+)
+def test_what_is_no_address_is_refused_with_an_example(text):
+    with pytest.raises(InvalidValueError, match="localhost:9900"):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("localhost", True), ("127.0.0.3", True), ("::1", True), ("10.0.0.1", False), ("pc", False)],
+)
+def test_loopback_is_known(host, expected):
+    assert Address(host, 1).is_loopback is expected
+
+
+def test_a_token_leaves_this_machine_only_encrypted_or_when_told_to():
+    far, near = Address("trainer", 1), Address("localhost", 1)
+    check_token("t", near, tls=False, insecure=False)
+    check_token("t", far, tls=True, insecure=False)
+    check_token("t", far, tls=False, insecure=True)
+    check_token(None, far, tls=False, insecure=False)
+    with pytest.raises(InvalidValueError, match="plain text") as caught:
+        PolicyClient("trainer:1", token="hidden-word")
+    assert "hidden-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["local", "Remote", ""])
+def test_another_inference_mode_is_refused_naming_remote(mode):
+    with pytest.raises(ValueError, match='inference_mode="remote"'):
+        PolicyClient("localhost:1", inference_mode=mode)
+
+
+@pytest.mark.parametrize("field", ["connect_s", "action_s", "reconnect_s", "close_s"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), "10", None])
+def test_a_timeout_is_a_positive_number(field, value):
+    with pytest.raises(InvalidValueError, match=f"Timeouts.{field}"):
+        Timeouts(**{field: value})
+
+
+def test_a_timeout_may_be_for_ever():
+    assert Timeouts(action_s=float("inf")).action_s == float("inf")
+
+
+def test_certificates_are_bytes_or_files_and_never_shown(tmp_path):
+    file = tmp_path / "ca.pem"
+    file.write_bytes(b"from file")
+    tls = TlsConfig(root_certificates=file, certificate=b"chain", key=b"private")
+    assert tls.read("root_certificates") == b"from file"
+    assert tls.read("key") == b"private"
+    assert repr(tls) == "TlsConfig()"
+    assert "private" not in repr(Endpoint(Address("a", 1), tls, "word"))
+    assert "word" not in repr(Endpoint(Address("a", 1), tls, "word"))
+
+
+def test_certificates_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(InvalidValueError, match="root_certificates"):
+        TlsConfig(root_certificates=tmp_path / "none.pem")
+    with pytest.raises(InvalidValueError, match="key="):
+        TlsConfig(certificate=b"chain")
+
+
+def test_delays_double_up_to_a_bound_and_are_scattered():
+    random.seed(1)
+    backoff = Backoff(0.1, 1.0)
+    delays = [backoff.delay_s() for _ in range(8)]
+    for delay, most in zip(delays, [0.1, 0.2, 0.4, 0.8, 1, 1, 1, 1], strict=True):
+        assert most / 2 <= delay <= most
+    assert len(set(delays)) == 8
+
+
+def test_several_attempts_fit_into_a_lease():
+    attempts, now, count = Attempts(0.0, 300.0, 10.0, 3.0), 0.0, 0
+    while now < 3.0:
+        now += attempts.delay_s(now, Disconnected("gone")) or 0.0
+        count += 1
+    assert count >= 6
+
+
+def test_attempts_end_with_the_budget_and_leave_time_to_say_why():
+    attempts = Attempts(100.0, 10.0, 3.0, None)
+    assert attempts.timeout_s(100.0) == 3.0
+    assert attempts.timeout_s(108.0) == pytest.approx(0.5)
+    assert attempts.delay_s(108.4, Disconnected("gone")) <= 0.1
+    assert attempts.delay_s(108.6, Disconnected("gone")) is None
+    assert attempts.diagnosis_s == 1.5
+
+
+def test_only_what_may_change_is_tried_again():
+    attempts = Attempts(0.0, 10.0, 3.0, None)
+    assert attempts.delay_s(0.0, NotReadyError("no policy yet", "", 0.7)) == 0.7
+    assert attempts.delay_s(8.4, NotReadyError("no policy yet", "", 0.7)) is None
+    with pytest.raises(UnauthenticatedError):
+        attempts.delay_s(0.0, UnauthenticatedError("no"))
