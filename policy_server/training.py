@@ -153,6 +153,7 @@ class _Run:
 
     def start(self, display: Display) -> None:
         """Build the algorithm, restore it if asked to, and say where simulators connect."""
+        _leave_a_core_to_the_server()
         quiet = contextlib.nullcontext() if _debugging() else quiet_start()
         with _Overheard() as overheard, quiet:
             try:
@@ -255,6 +256,18 @@ class _Run:
             from_worker_or_learner_group=algo.learner_group, inference_only=True
         )
         return latest
+
+
+def _leave_a_core_to_the_server() -> None:
+    """Let the learner's threads not fight for the core that actions are chosen on.
+
+    On two cores a learner with two threads waits more for them than it computes with them.
+    """
+    if "OMP_NUM_THREADS" in os.environ:  # somebody has decided
+        return
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
 
 
 def _debugging() -> bool:
