@@ -99,6 +99,7 @@ def _panel(axes: Any, x: list[float], known: Sequence[Progress], goal: float | N
             fontsize=9,
         )
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", nbins=7, integer=True)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_MUTED, length=0)

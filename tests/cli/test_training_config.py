@@ -1,0 +1,105 @@
+"""From options to RLlib's configuration."""
+
+import json
+
+import gymnasium
+import pytest
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+
+from policy_server import PolicyServerConfig, PolicyServerEnvRunner
+from policy_server.training_config import (
+    OptionError,
+    TrainOptions,
+    build_config,
+    server_config_of,
+)
+
+BOX = gymnasium.spaces.Box(-1.0, 1.0, (3,))
+DISCRETE = gymnasium.spaces.Discrete(3)
+
+
+def made_elsewhere():
+    """What ``--config tests.cli.test_training_config:made_elsewhere`` names."""
+    server = PolicyServerConfig(port=9123, client_config={"level": 3})
+    return (
+        PPOConfig()
+        .environment(
+            observation_space=BOX,
+            action_space=DISCRETE,
+            env_config={"mine": 1, **server.to_env_config()},
+        )
+        .training(lr=0.5)
+    )
+
+
+HERE = "tests.cli.test_training_config"
+FROZEN = made_elsewhere().copy(copy_frozen=True)
+
+
+def test_spaces_come_from_a_gymnasium_id():
+    config = build_config(TrainOptions(algo="DQN", env="CartPole-v1", server={"port": 0}))
+    env = gymnasium.make("CartPole-v1")
+    assert isinstance(config, DQNConfig)
+    assert config.observation_space == env.observation_space
+    assert config.action_space == env.action_space
+    assert config.env is None
+    assert config.env_runner_cls is PolicyServerEnvRunner
+    assert config.num_env_runners == 1
+    assert server_config_of(config).port == 0
+
+
+def test_spaces_come_from_a_file(tmp_path):
+    path = tmp_path / "robot.json"
+    described = {
+        "observation_space": {"type": "Box", "low": -1, "high": 1, "shape": [3]},
+        "action_space": {"type": "Discrete", "n": 3},
+    }
+    path.write_text(json.dumps(described))
+    config = build_config(TrainOptions(algo="PPO", spaces=str(path)))
+    assert (config.observation_space, config.action_space) == (BOX, DISCRETE)
+
+
+@pytest.mark.parametrize("name", ["made_elsewhere", "FROZEN"])
+def test_everything_comes_from_a_dotted_path_and_options_override_it(name):
+    options = TrainOptions(
+        config=f"{HERE}:{name}",
+        server={"port": 0},
+        settings=(("gamma", 0.9),),
+        num_env_runners=0,
+        seed=7,
+    )
+    config = build_config(options)
+    server = server_config_of(config)
+    assert server.port == 0
+    assert server.client_config == {"level": 3}
+    assert config.env_config["mine"] == 1
+    assert (config.lr, config.gamma, config.seed) == (0.5, 0.9, 7)
+    assert config.num_env_runners == 0
+    assert config.env_runner_cls is PolicyServerEnvRunner
+    assert not FROZEN.env_runner_cls  # the caller's own stays as it was
+
+
+def test_settings_reach_the_method_that_takes_them():
+    settings = (
+        ("lr", 0.001),
+        ("rollout_fragment_length", 64),
+        ("min_sample_timesteps_per_iteration", 500),
+        ("model_config", {"fcnet_hiddens": [32]}),
+    )
+    config = build_config(TrainOptions(algo="DQN", env="CartPole-v1", settings=settings))
+    assert config.lr == 0.001
+    assert config.rollout_fragment_length == 64
+    assert config.min_sample_timesteps_per_iteration == 500
+    assert config.model_config["fcnet_hiddens"] == [32]
+
+
+@pytest.mark.parametrize("key", ["env_runner_cls", "num_env_runners", "self", "lrr"])
+def test_what_is_no_setting_is_refused_by_name(key):
+    with pytest.raises(OptionError, match=key):
+        build_config(TrainOptions(algo="PPO", env="CartPole-v1", settings=((key, 1),)))
+
+
+def test_server_options_that_contradict_each_other_are_refused():
+    with pytest.raises(OptionError, match="insecure"):
+        build_config(TrainOptions(algo="PPO", env="CartPole-v1", server={"host": "0.0.0.0"}))
