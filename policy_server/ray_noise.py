@@ -28,15 +28,26 @@ def quiet_loggers(level: int = logging.ERROR) -> None:
         logging.getLogger(name).setLevel(level)
 
 
+class Noise:
+    """What was written to standard error meanwhile.
+
+    Attributes:
+        wanted: Whether to print it in the end; False once it has been summed up in one line.
+    """
+
+    wanted = True
+
+
 @contextlib.contextmanager
-def quiet_start() -> Iterator[None]:
+def quiet_start() -> Iterator[Noise]:
     """Collect standard error, native output included, and print it at the end without the habitual."""
+    noise = Noise()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as collected:
         real = os.dup(2)
         os.dup2(collected.fileno(), 2)
         try:
-            yield
+            yield noise
         finally:
             sys.stderr.flush()
             os.dup2(real, 2)
@@ -44,4 +55,5 @@ def quiet_start() -> Iterator[None]:
             collected.seek(0)
             lines = collected.read().splitlines(keepends=True)
             kept = [line for line in lines if not any(known in line for known in _HABITUAL)]
-            os.write(2, b"".join(kept))
+            if noise.wanted:
+                os.write(2, b"".join(kept))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from policy_server.checkpoints import CheckpointDirectory
 from policy_server.config import PolicyServerConfig
 from policy_server.progress import Display, Progress, ReturnWindow, open_display, progress_of
-from policy_server.ray_noise import quiet_loggers, quiet_start
+from policy_server.ray_noise import Noise, quiet_loggers, quiet_start
 from policy_server.training_config import (
     OptionError,
     TrainOptions,
@@ -154,11 +154,13 @@ class _Run:
     def start(self, display: Display) -> None:
         """Build the algorithm, restore it if asked to, and say where simulators connect."""
         _leave_a_core_to_the_server()
-        quiet = contextlib.nullcontext() if _debugging() else quiet_start()
-        with _Overheard() as overheard, quiet:
+        quiet = contextlib.nullcontext(Noise()) if _debugging() else quiet_start()
+        with _Overheard() as overheard, quiet as noise:
             try:
                 self._algo = algo = self._config.build_algo()
             except Exception as error:
+                # The tracebacks of three processes say no more than this line.
+                noise.wanted = not overheard.text
                 raise _explained(error, overheard.text) from error
         resumed = self._restore(algo) if self._options.resume else None
         for address in _addresses(algo):
@@ -330,7 +332,7 @@ def _explained(error: Exception, overheard: str) -> Exception:
     # The last line of a remote traceback that names an exception; else what RLlib raised.
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
     reason = named[-1] if overheard and named else _one_line(cause)
-    return TrainingError(f"RLlib cannot build the algorithm: {reason}")
+    return TrainingError(f"RLlib cannot build the algorithm: {reason} (--debug shows more)")
 
 
 def _one_line(error: BaseException) -> str:

@@ -151,7 +151,21 @@ def _plain(options: TrainOptions) -> AlgorithmConfig:
         raise OptionError("one of the arguments --env --spaces --config is required")
     module, name = _CLASSES[options.algo or "PPO"]
     config: AlgorithmConfig = getattr(importlib.import_module(module), name)()
+    if not _read_as_it_is(observation_space):
+        config.env_runners(env_to_module_connector=_flatten)
     return config.environment(observation_space=observation_space, action_space=action_space)
+
+
+def _read_as_it_is(space: gymnasium.Space[Any]) -> bool:
+    """Whether RLlib has a default network for it: vectors and images."""
+    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) in {1, 3}
+
+
+def _flatten(*_: Any) -> Any:
+    """RLlib's connector that makes one vector of dicts, tuples and discrete values."""
+    from ray.rllib.connectors.env_to_module import FlattenObservations
+
+    return FlattenObservations()
 
 
 def _spaces_of_env(env: str) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:

@@ -60,6 +60,24 @@ def test_spaces_come_from_a_file(tmp_path):
     assert (config.observation_space, config.action_space) == (BOX, DISCRETE)
 
 
+@pytest.mark.parametrize(
+    ("space", "flattened"),
+    [
+        ({"type": "Box", "low": 0, "high": 1, "shape": [3]}, False),
+        ({"type": "Box", "low": 0, "high": 255, "shape": [84, 84, 3], "dtype": "uint8"}, False),
+        ({"type": "Box", "low": 0, "high": 1, "shape": [3, 3]}, True),
+        ({"type": "Discrete", "n": 3}, True),
+        ({"type": "Dict", "spaces": {"a": {"type": "Discrete", "n": 3}}}, True),
+    ],
+)
+def test_what_rllib_has_no_network_for_is_flattened(tmp_path, space, flattened):
+    path = tmp_path / "robot.json"
+    action_space = {"type": "Discrete", "n": 3}
+    path.write_text(json.dumps({"observation_space": space, "action_space": action_space}))
+    config = build_config(TrainOptions(algo="PPO", spaces=str(path)))
+    assert (config._env_to_module_connector is not None) == flattened
+
+
 @pytest.mark.parametrize("name", ["made_elsewhere", "FROZEN"])
 def test_everything_comes_from_a_dotted_path_and_options_override_it(name):
     options = TrainOptions(
