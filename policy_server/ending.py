@@ -67,7 +67,8 @@ class Ending:
         self._over.set()
         signal.set_wakeup_fd(self._previous_fd)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Once one came the process is on its last lines, which a second must not spoil.
+            signal.signal(number, handler if self.signal is None else signal.SIG_IGN)
         os.close(self._writer)  # lets the watcher go, which closes the other end
 
     def install(self) -> None:
