@@ -22,7 +22,8 @@ _DISCARDED_PART = 0.125
 """Of the capacity, discarded at a time when the buffer is full."""
 
 _MAX_KEPT_ENDS = 1000
-"""Ends of dropped episodes that are still reported; a bound for a ``sample()`` that never comes."""
+"""Chunks without steps, which only report an end, that are kept at least; at most twice as many.
+They never make the buffer full, so this bounds it while no ``sample()`` comes."""
 
 
 class Ledger:
@@ -104,6 +105,7 @@ class ExperienceBuffer:
         self._changed = threading.Condition()
         self._chunks: deque[Chunk] = deque()
         self._buffered = 0
+        self._stepless = 0  # chunks that only report an end
         self._sessions = 0
         self._demand: _Demand | None = None
         self._wake_loop: Callable[[], None] = lambda: None
@@ -152,6 +154,7 @@ class ExperienceBuffer:
         while self._chunks and (count < steps or not self._chunks[0].steps):
             chunk = self._chunks.popleft()
             count += chunk.steps
+            self._stepless -= not chunk.steps
             taken.append(chunk)
         self._buffered -= count
         return taken
@@ -189,12 +192,25 @@ class ExperienceBuffer:
         for chunk in chunks:
             self._chunks.append(chunk)
             self._buffered += chunk.steps
+            self._stepless += not chunk.steps
         if self._closed:
             self._drop(self._buffered, "shutdown")
         elif self._discards and self._buffered > self._capacity:
             # A good part at a time: each time costs a cut of all running episodes.
             part = int(self._capacity * _DISCARDED_PART)
             self._drop(max(self._buffered - self._capacity, part), "full")
+        if self._stepless > 2 * _MAX_KEPT_ENDS:
+            self._forget_ends(self._stepless - _MAX_KEPT_ENDS)
+
+    def _forget_ends(self, surplus: int) -> None:
+        kept: deque[Chunk] = deque()
+        for chunk in self._chunks:
+            if surplus and not chunk.steps:
+                surplus -= 1
+                self._stepless -= 1
+            else:
+                kept.append(chunk)
+        self._chunks = kept
 
     def _drop(self, steps: int, reason: str) -> None:
         dropped = 0
@@ -207,11 +223,13 @@ class ExperienceBuffer:
                 dropped = steps
                 break
             dropped += chunk.steps
+            self._stepless -= not chunk.steps
             if chunk.end is not None:
                 # Its return is still worth reporting; only the steps go.
                 chunk.rows, chunk.rewards, chunk.logged = [], [], []
                 kept_ends.append(chunk)
-        self._chunks.extendleft(reversed(kept_ends[-_MAX_KEPT_ENDS:]))
+        self._chunks.extendleft(reversed(kept_ends))
+        self._stepless += len(kept_ends)
         self._buffered -= dropped
         self.ledger.discard(reason, dropped)
 

@@ -22,6 +22,7 @@ _COUNTS = (
     "max_open_episodes_per_session",
     "max_open_episodes",
     "max_rows_per_request",
+    "max_calls_per_session",
     "max_message_bytes",
 )
 _HEADER_WORD = re.compile(r"[!-~]+")
@@ -92,6 +93,8 @@ class PolicyServerConfig:
     """Running episodes of one client."""
     max_open_episodes: int = 16384
     """Running episodes of all clients."""
+    max_calls_per_session: int = 256
+    """Streams and unary calls of one client that may be under way at once."""
     max_rows_per_request: int = 4096
     """Rows in one request, all groups together."""
     max_message_bytes: int = 64 * 1024 * 1024

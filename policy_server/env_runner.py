@@ -307,8 +307,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         for name, number in numbers.items():
             reduce = "mean" if name in _GAUGES else "max"
             self.metrics.log_value((_POLICY_SERVER, name), number, reduce=reduce, window=1)
-        ledger = {**self._buffer.ledger.snapshot(), "held": self._buffer.held}
-        for name, number in ledger.items():
+        for name, number in server.ledger().items():
             self.metrics.log_value((_POLICY_SERVER, "ledger", name), number, window=1)
 
     # Weights come in.

@@ -418,7 +418,7 @@ class EpisodeStore:
             policy=track.last[0].policy,
             rows=[],
             rewards=[],
-            last_observation=last,
+            last_observation=last if options.training else {},
             first_step=track.first_step,
         )
         chunk.terminated = status == TERMINATED

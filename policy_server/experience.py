@@ -124,13 +124,14 @@ class Chunk:
     identity: EpisodeIdentity
     agent: str
     policy: Policy
-    """Chose all its actions (or would have, for logged ones)."""
+    """Chose all its actions (or would have, for logged ones); the first of them where episodes
+    must not be cut."""
     rows: list[tuple[InferredBatch, int]]
     """[T] Which row of which inference each step is."""
     rewards: list[float]
     """[T] Earned by each step's action."""
     last_observation: Columns
-    """Where the last step led, by leaf: ``[1, ...]``."""
+    """Where the last step led, by leaf: ``[1, ...]``; empty in evaluation."""
     first_step: int = 0
     """The agent's own count of steps at ``rows[0]``. A chunk that does not continue where the one
     before it stopped follows a loss, and must not be joined to it."""

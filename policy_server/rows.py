@@ -21,6 +21,8 @@ from policy_server.episodes import ABANDONED, RUNNING, TRUNCATED, AgentTrack, Ep
 from policy_server.experience import InferredBatch
 
 _ONLY_AGENT = ""
+_MASK = "action_mask"
+"""Key under which RLlib's action masking modules look for the mask."""
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -103,6 +105,7 @@ class RowRecorder:
         self._observations = SpaceCodec(observation_space)
         self._actions = SpaceCodec(action_space)
         self._logged = LoggedActions(action_space, normalize=normalize_actions)
+        self._mask = _mask_path(observation_space, action_space)
         self._max_rows = max_rows
         self._need_logp = logged_actions_need_logp
 
@@ -159,6 +162,8 @@ class RowRecorder:
             codec = self._observations
             group.observations = codec.decode(message.observations, n, fields.observations)
             group.faults = codec.row_faults(group.observations, fields.observations)
+            if self._mask is not None:
+                self._check_mask(group, self._mask)
         else:
             self._check_observations_optional(group, n)
         if message.HasField("logged_actions"):
@@ -172,6 +177,19 @@ class RowRecorder:
             )
         _note_not_finite(group.faults, rewards, fields.rewards, "reward")
         return group
+
+    def _check_mask(self, group: Group, path: str) -> None:
+        masks = (group.observations or {})[path]
+        for index in np.flatnonzero(~masks.any(axis=1)).tolist():
+            group.faults.setdefault(
+                index,
+                Fault(
+                    Reason.SPACE_MISMATCH,
+                    "expected at least one action that is allowed, got none; end the episode where "
+                    "there is nothing left to do",
+                    f'{group.fields.observations}["{path}"][{index}]',
+                ),
+            )
 
     def _check_observations_optional(self, group: Group, n: int) -> None:
         for index, status in enumerate(group.statuses or [RUNNING] * n):
@@ -393,6 +411,16 @@ class RowRecorder:
             self._actions.encode(columns, message.actions)
         for index, fault in sorted(group.faults.items()):
             message.faults.add(index=index, error=fault.to_detail())
+
+
+def _mask_path(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> str | None:
+    """The leaf that says which actions are allowed, where RLlib's convention is followed."""
+    if not isinstance(observation_space, gym.spaces.Dict):
+        return None
+    mask = observation_space.spaces.get(_MASK)
+    if not isinstance(action_space, gym.spaces.Discrete) or mask is None:
+        return None
+    return _MASK if mask.shape == (int(action_space.n),) else None
 
 
 def _wrong_length(field: str, got: int, expected: int) -> Fault:

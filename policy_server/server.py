@@ -7,6 +7,7 @@ seams to the actor thread are the ``ExperienceBuffer`` and the ``PolicyStore``.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import ssl
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 10.0
 _STOP_MARGIN_S = 2.0
+_LEDGER_TIMEOUT_S = 1.0
 _SWEEP_S = 0.1
 """Leases and waiting requests are looked at this often."""
 
@@ -169,6 +171,22 @@ class PolicyServer:
             "actions": parts.batcher.actions,
             "incidents": incidents.count,
         }
+
+    def ledger(self) -> dict[str, int]:
+        """Where every step went, of one moment: received = held + all the others.
+
+        Waits for the loop, which alone knows what is held; for the thread that hands over.
+        """
+        moment: concurrent.futures.Future[dict[str, int]] = concurrent.futures.Future()
+
+        def read() -> None:
+            moment.set_result({**self._buffer.ledger.snapshot(), "held": self._buffer.held})
+
+        self._call_soon(read)
+        try:
+            return moment.result(_LEDGER_TIMEOUT_S)
+        except TimeoutError:  # the loop has ended, or is busy: then what can be seen from here
+            return {**self._buffer.ledger.snapshot(), "held": self._buffer.held}
 
     def _call_soon(self, function: Callable[[], object]) -> None:
         loop = self._loop
@@ -316,6 +334,7 @@ class _Parts:
                 max_open_episodes=config.max_open_episodes_per_session,
                 max_message_bytes=config.max_message_bytes,
             ),
+            max_calls=config.max_calls_per_session,
             client_config=config.client_config,
         )
 

@@ -24,7 +24,7 @@ from policy_server.batcher import Ask, Batcher
 from policy_server.episodes import MAX_METRICS, EpisodeOptions, EpisodeStore
 from policy_server.faults import abort, as_fault, incidents
 from policy_server.rows import Group, RowRecorder
-from policy_server.sessions import Session, SessionRegistry
+from policy_server.sessions import Call, Session, SessionRegistry
 
 PROTOCOL_VERSION = "1.0"
 """Major and minor version of the contract that this server speaks."""
@@ -62,6 +62,7 @@ class PolicyService:
         policy_version: Callable[[], int],
         lease_s: float,
         limits: pb.Limits,
+        max_calls: int,
         client_config: Mapping[str, Any],
     ) -> None:
         self._sessions = sessions
@@ -70,6 +71,7 @@ class PolicyService:
         self._recorder = recorder
         self._spaces = {"observation_space": observation_space, "action_space": action_space}
         self._policy_version = policy_version
+        self._max_calls = max_calls
         self._draining = False
         self._streams: set[_ActStream] = set()
         self.requests = 0
@@ -164,16 +166,17 @@ class PolicyService:
         request = _parse(pb.ActRequest, data)
         session = self.session_of(request)
         call = _ActCall()
-        ask = self.begin(session, request, call.answer)
-        if not ask.finished:
-            session.calls.add(call)
+        self.admit(session, call)
+        ask = None
         try:
+            ask = self.begin(session, request, call.answer)
             response = pb.ActResponse()
             self.encode(await call.answered, response)
             return response
         finally:
             session.calls.discard(call)
-            self.withdraw(ask)
+            if ask is not None:
+                self.withdraw(ask)
 
     async def _stream_act(self, _requests: Any, context: _Context) -> None:
         # One request for each open episode may wait; whatever is beyond that repeats itself.
@@ -192,6 +195,22 @@ class PolicyService:
         if self._draining:
             raise _draining()
         return self._sessions.find(request.session_id)
+
+    def admit(self, session: Session, call: Call) -> None:
+        """Count a call among its session's.
+
+        Raises:
+            Fault: LIMIT_EXCEEDED; the session has too many already.
+        """
+        if len(session.calls) >= self._max_calls:
+            raise Fault(
+                Reason.LIMIT_EXCEEDED,
+                f"{len(session.calls)} calls of this session are under way, as many as "
+                f"max_calls_per_session={self._max_calls} allows; wait for their answers, use one "
+                "StreamAct for all, or raise that setting on the server",
+                retry_after_s=0.1,
+            )
+        session.calls.add(call)
 
     def begin(self, session: Session, request: pb.ActRequest, done: _Done) -> Ask:
         """Record a request's rows; ``done`` is called once they are answered, maybe at once.
@@ -349,9 +368,9 @@ class _ActStream:
         try:
             session = service.session_of(message.act)
             if session is not self._session:
+                service.admit(session, self)
                 if self._session is not None:
                     self._session.calls.discard(self)
-                session.calls.add(self)
                 self._session = session
             ask = service.begin(session, message.act, functools.partial(self._answer, number, ours))
         except Exception as error:  # told in band: the stream goes on

@@ -372,3 +372,48 @@ def test_abandoned_row_needs_no_observation(server):
         answer = talker.act(rows([1], [1], statuses=[ABANDONED])).groups[0]
         assert not answer.faults
         talker.close_session()
+
+
+# Action masks, by RLlib's convention.
+
+MASKED = gym.spaces.Dict(
+    {
+        "action_mask": gym.spaces.MultiBinary(3),
+        "observations": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    }
+)
+
+
+def masked(*masks: list[int]) -> dict[str, np.ndarray]:
+    return {
+        "action_mask": np.array(masks, np.int8),
+        "observations": np.zeros((len(masks), 2), np.float32),
+    }
+
+
+def test_a_mask_that_allows_nothing_is_refused_and_its_neighbour_served():
+    with serving(MASKED, gym.spaces.Discrete(3)) as server, Talker(server.address) as talker:
+        answer = talker.act(rows([1, 2], [0, 0], masked([0, 0, 0], [0, 1, 0]))).groups[0]
+        (row, fault), *others = faults_of(answer).items()
+        assert (row, others) == (0, [])
+        check_fault(
+            fault,
+            Reason.SPACE_MISMATCH,
+            'groups[0].observations["action_mask"][0]',
+            "expected at least one action",
+        )
+        assert server.server.stats()["episodes_open"] == 1
+
+
+def test_a_mask_of_the_wrong_length_is_refused():
+    with serving(MASKED, gym.spaces.Discrete(3)) as server, Talker(server.address) as talker:
+        with refused(
+            INVALID, Reason.SPACE_MISMATCH, 'groups[0].observations["action_mask"]', "[3]", "[2]"
+        ):
+            talker.act(rows([1], [0], masked([1, 1])))
+        assert server.server.stats()["episodes_open"] == 0
+
+
+def test_a_leaf_named_like_a_mask_is_an_observation_where_actions_are_not_counted():
+    with serving(MASKED, gym.spaces.Discrete(5)) as server, Talker(server.address) as talker:
+        assert not faults_of(talker.act(rows([1], [0], masked([0, 0, 0]))).groups[0])

@@ -12,6 +12,7 @@ import pytest
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
+from policy_server.buffer import _MAX_KEPT_ENDS
 from tests.server.talk import (
     TERMINATED,
     Talker,
@@ -285,3 +286,27 @@ def test_no_batch_mixes_two_versions():
             for batch, row in chunk.rows:
                 assert batch.policy is chunk.policy
                 assert batch.actions[""][row] == chunk.policy.version
+
+
+# While nobody calls sample().
+
+
+@pytest.mark.parametrize("when_full", ["wait", "discard"])
+def test_memory_is_bounded_while_nobody_learns(when_full):
+    episodes = 3 * _MAX_KEPT_ENDS
+    with (
+        serving(capacity_steps=50, when_full=when_full) as server,
+        Talker(server.address) as talker,
+    ):
+        for first in range(1, episodes, 500):
+            numbers = list(range(first, first + 500))
+            starts = [pb.EpisodeStart(episode=number, evaluation=True) for number in numbers]
+            talker.act(rows(numbers, [0] * 500, seen(*[0] * 500)), starts=starts)
+            ends = [TERMINATED] * 500
+            talker.act(rows(numbers, [1] * 500, seen(*[1] * 500), statuses=ends))
+        # Training fills the buffer but for one step, or goes on for as long as it discards.
+        for step in range(50 if when_full == "wait" else 500):
+            talker.step(episodes + 1, step, step, float(step > 0))
+        assert server.buffer.held <= 51
+        assert server.unaccounted() == 0
+        assert len(server.buffer._chunks) <= 2 * _MAX_KEPT_ENDS + 50

@@ -17,6 +17,7 @@ COUNTS = (
     "max_open_episodes_per_session",
     "max_open_episodes",
     "max_rows_per_request",
+    "max_calls_per_session",
     "max_message_bytes",
 )
 BAD_VALUES = {

@@ -13,6 +13,7 @@ from tests.server.talk import (
     Talker,
     actions_of,
     check_fault,
+    eventually,
     faults_of,
     refused,
     rows,
@@ -148,3 +149,19 @@ def test_metrics_under_ever_new_names_are_bounded():
         (chunk,) = server.collect(1)
         assert len(chunk.end.metrics) == 1000
         assert chunk.end.metrics["goal 0"] == 1.0
+
+
+def test_calls_of_one_session_are_capped_and_others_are_served():
+    with (
+        serving(max_calls_per_session=3, hold=True) as server,
+        Talker(server.address) as talker,
+        Talker(server.address) as other,
+    ):
+        held = [talker.begin(rows([episode], [0], seen(0))) for episode in (1, 2, 3)]
+        eventually(lambda: server.server.stats()["requests_waiting"] == 3)
+        with refused(EXHAUSTED, Reason.LIMIT_EXCEEDED, "", "max_calls_per_session=3"):
+            talker.act(rows([4], [0], seen(0)))
+        other.act()
+        server.publish(2)
+        assert [actions_of(call.result().groups[0]) for call in held] == [[0]] * 3
+        talker.act()
