@@ -31,22 +31,22 @@ def test_ppo_learns_from_simulators_that_ask_for_every_action(ray_session):
 
 
 @pytest.mark.learning
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(240)
 def test_dqn_learns_from_simulators_that_ask_for_every_action(ray_session):
     config = over_cartpole(DQNConfig(), num_env_runners=0)
     config.training(
         lr=5e-4,
-        train_batch_size=128,
+        train_batch_size=32,
         n_step=3,
         epsilon=[(0, 1.0), (3_000, 0.05)],
         num_steps_sampled_before_learning_starts=500,
         target_network_update_freq=500,
-        training_intensity=32,
+        training_intensity=8,
         replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 50_000},
     ).env_runners(rollout_fragment_length=32).reporting(
         min_sample_timesteps_per_iteration=500, min_time_s_per_iteration=0
     ).rl_module(model_config={"fcnet_hiddens": [64, 64]})
     # A random policy gets 20.
     with building(config) as algo, cartpoles(address_of(algo), 4):
-        result = train_until(algo, lambda result: mean_return(result) >= 60, iterations=80)
+        result = train_until(algo, lambda result: mean_return(result) >= 50, iterations=80)
     assert result["env_runners"]["policy_server"]["handover_errors"] == 0
