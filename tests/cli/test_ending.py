@@ -19,18 +19,18 @@ with Ending() as ending:
         print("cleaned up", flush=True)
 sys.exit(ending.exit_code)
 """
-# Native code that does not come back to the interpreter, and code that will not give up.
+# Native code that lets other threads run, but takes minutes to come back to the interpreter.
 STUCK = """
-import ctypes
+import hashlib
 from policy_server.ending import Ending
+def stuck():
+    hashlib.pbkdf2_hmac("sha256", b"password", b"salt", 10**9)
 with Ending(grace_s=0.5):
-    print("ready", flush=True)
-    libc = ctypes.CDLL(None)
-    while True:
-        try:
-            libc.sleep(60)
-        except KeyboardInterrupt:
-            pass
+    try:
+        print("ready", flush=True)
+        stuck()
+    except KeyboardInterrupt:  # it came just before
+        stuck()
 """
 CLEANS_FOR_EVER = """
 import threading
