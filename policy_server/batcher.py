@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.wire.faults import Fault, Reason
+from policy_server.actions import LOGP
 from policy_server.buffer import ExperienceBuffer
 from policy_server.episodes import AgentTrack, EpisodeStore
 from policy_server.experience import InferredBatch, Policy, RowContext
@@ -45,11 +47,13 @@ class Rows:
         batch: The inference that answered them, None until then; they are its rows from
             ``start`` on.
         whole: They are all of its rows.
+        faults: Rows among them that got no action, and why.
     """
 
     __slots__ = (
         "batch",
         "contexts",
+        "faults",
         "greedy",
         "logged",
         "observations",
@@ -79,6 +83,7 @@ class Rows:
         self.batch: InferredBatch | None = None
         self.start = 0
         self.whole = False
+        self.faults: dict[int, Fault] = {}
 
 
 @functools.lru_cache(maxsize=256)
@@ -227,6 +232,7 @@ class Batcher:
             for ask in asks:
                 self._gated.remove(ask)
         self._ready.extend(asks)
+        self._ready_rows += sum(ask.size for ask in asks)
         self._schedule()
 
     def expire(self) -> None:
@@ -255,11 +261,14 @@ class Batcher:
         asks = [*self._gated, *self._ready]
         self._gated.clear()
         self._ready.clear()
+        self._ready_rows = 0
         for ask in asks:
             self._give_up(ask, fault)
 
     def withdraw(self, ask: Ask) -> None:
         """The client went away: its rows stay, but nobody waits for the answer."""
+        if ask.finished:
+            return
         try:
             self._gated.remove(ask)
         except ValueError:
@@ -303,22 +312,30 @@ class Batcher:
             for ask in asks:
                 self._give_up(ask, fault)
             return
+        # One policy for the whole run: no batch mixes two versions.
+        asked = [rows for ask in asks for rows in ask.rows if rows.logged is None]
+        failures: dict[int, Fault] = {}
         try:
-            # One policy for the whole run: no batch mixes two versions.
-            asked = [rows for ask in asks for rows in ask.rows if rows.logged is None]
             if asked:
                 self._infer(policy, asked)
-            for ask in asks:
-                for rows in ask.rows:
-                    if rows.logged is not None:
-                        self._infer(policy, [rows])
-        except Exception as error:  # the engine's bug must not end the loop
-            fault = incidents.record("inference failed", error)
-            for ask in asks:
-                self._give_up(ask, fault)
-            return
+        except Exception:  # whose fault it is shows when each request goes alone
+            for rows in asked:
+                self._infer_alone(policy, rows, failures)
         for ask in asks:
-            ask.arrived(ask.size)
+            for rows in ask.rows:
+                if rows.logged is not None:
+                    self._infer_alone(policy, rows, failures)
+        for ask in asks:
+            if failures and (mine := [rows for rows in ask.rows if id(rows) in failures]):
+                self._give_up(ask, failures[id(mine[0])])
+            else:
+                ask.arrived(ask.size)
+
+    def _infer_alone(self, policy: Policy, rows: Rows, failures: dict[int, Fault]) -> None:
+        try:
+            self._infer(policy, [rows])
+        except Exception as error:  # a bug of module or connectors must not end the loop
+            failures[id(rows)] = incidents.record("inference failed", error)
 
     def _infer(self, policy: Policy, parts: Sequence[Rows]) -> None:
         if len(parts) == 1:
@@ -335,12 +352,18 @@ class Batcher:
                 np.concatenate([part.greedy for part in parts]),
                 [context for part in parts for context in part.contexts],
             )
+        logp = batch.outputs.get(LOGP)
+        if logp is not None and not math.isfinite(np.vdot(logp, logp)):
+            self._abandon_not_finite(parts, logp)
         row = 0
         cut_before = self._store.cut_before
         for part in parts:
             part.batch, part.start, part.whole = batch, row, len(parts) == 1
             logged = part.logged is not None
             for track in part.tracks:
+                if part.faults and row - part.start in part.faults:
+                    row += 1
+                    continue
                 cut_before(track, batch)
                 track.answer(batch, row, logged=logged)
                 if logged:
@@ -352,3 +375,22 @@ class Batcher:
                         waiter(None)
         self.batches += 1
         self.actions += row
+
+    def _abandon_not_finite(self, parts: Sequence[Rows], logp: NDArray[Any]) -> None:
+        """An observation that overflows in the policy would turn all of its weights into NaN."""
+        start = 0
+        for part in parts:
+            size = len(part.tracks)
+            for index in np.flatnonzero(~np.isfinite(logp[start : start + size])).tolist():
+                track = part.tracks[index]
+                part.faults[index] = fault = Fault(
+                    Reason.NOT_FINITE,
+                    "the policy's answer to this observation is not finite; the episode is "
+                    "abandoned. Check the simulator, or scale what it observes",
+                )
+                track.queued = False
+                waiters, track.waiters = track.waiters, []
+                for waiter in waiters:
+                    waiter(fault)
+                self._store.abandon(track)
+            start += size

@@ -7,6 +7,7 @@ tells how many there are.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import Counter, deque
@@ -122,7 +123,8 @@ class ExperienceBuffer:
             idle_timeout_s: The same while no client is connected.
 
         Returns:
-            Chunks of about ``steps`` steps in all: at most one chunk more. Neither delivered nor
+            Chunks of about ``steps`` steps in all, never more than twice as many unless episodes
+            must stay whole. Neither delivered nor
             discarded yet in the ledger. Also chunks without steps, which only report an end.
         """
         begin = time.monotonic()
@@ -153,6 +155,10 @@ class ExperienceBuffer:
         count = 0
         while self._chunks and (count < steps or not self._chunks[0].steps):
             chunk = self._chunks.popleft()
+            if count + chunk.steps > 2 * steps and not self.complete_episodes:
+                # One long chunk, a short fragment: the rest waits for the next call.
+                chunk, rest = _split(chunk, steps - count)
+                self._chunks.appendleft(rest)
             count += chunk.steps
             self._stepless -= not chunk.steps
             taken.append(chunk)
@@ -288,3 +294,22 @@ def _drop_first(chunk: Chunk, steps: int) -> None:
     chunk.rewards = chunk.rewards[steps:]
     chunk.logged = [index - steps for index in chunk.logged if index >= steps]
     chunk.first_step += steps
+
+
+def _split(chunk: Chunk, steps: int) -> tuple[Chunk, Chunk]:
+    """The first steps of a chunk, which then goes on, and the rest."""
+    batch, row = chunk.rows[steps]
+    first = dataclasses.replace(
+        chunk,
+        rows=chunk.rows[:steps],
+        rewards=chunk.rewards[:steps],
+        logged=[index for index in chunk.logged if index < steps],
+        last_observation={
+            path: column[row : row + 1] for path, column in batch.observations.items()
+        },
+        terminated=False,
+        truncated=False,
+        end=None,
+    )
+    _drop_first(chunk, steps)
+    return first, chunk

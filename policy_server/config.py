@@ -81,7 +81,8 @@ class PolicyServerConfig:
     wait_timeout_s: float = 20.0
     """An answer delayed by a full buffer becomes RESOURCE_EXHAUSTED after this long."""
     buffer_fragments: float = 2.0
-    """Size of the experience buffer in fragments of ``sample()``; running episodes count."""
+    """Size of the experience buffer in fragments of ``sample()``; running episodes count. At least
+    256 steps for off-policy algorithms, whose fragments are short."""
     sample_wait_s: float = 3.0
     """``sample()`` returns what is there after this long."""
 

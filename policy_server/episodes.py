@@ -146,9 +146,12 @@ class AgentTrack:
 class Episode:
     """One run from reset to end, of one or several agents."""
 
-    __slots__ = ("begin_s", "length", "metrics", "number", "options", "return_", "tracks")
+    __slots__ = ("begin_s", "book", "length", "metrics", "number", "options", "return_", "tracks")
 
-    def __init__(self, number: int, options: EpisodeOptions, now_s: float) -> None:
+    def __init__(
+        self, book: EpisodeBook, number: int, options: EpisodeOptions, now_s: float
+    ) -> None:
+        self.book = book
         self.number = number
         self.options = options
         self.begin_s = now_s
@@ -233,7 +236,7 @@ class EpisodeBook:
                 options = DEFAULT_OPTIONS
             else:
                 self._store.announced -= 1
-            episode = Episode(number, options, self._store.clock())
+            episode = Episode(self, number, options, self._store.clock())
             self.running[number] = episode
             self._store.count_open(1)
         track = episode.tracks[agent] = AgentTrack(episode, agent)
@@ -377,6 +380,12 @@ class EpisodeStore:
         buffer.running_steps += trained
         if evaluated:
             buffer.ledger.discard("evaluation", evaluated)
+
+    def abandon(self, track: AgentTrack) -> None:
+        """Learn nothing more from an agent's episode, and refuse its further rows."""
+        episode = track.episode
+        if episode.book.running.get(episode.number) is episode:
+            episode.book.end(track, track.step, ABANDONED, 0.0, None)
 
     def cut_before(self, track: AgentTrack, batch: InferredBatch) -> None:
         """A chunk holds one policy version: cut where the new action comes from another."""

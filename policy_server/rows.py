@@ -391,13 +391,16 @@ class RowRecorder:
             columns = batch.env_actions
             if not asked.whole:
                 columns = {path: values[start:stop] for path, values in columns.items()}
-            if group.indices is None:
+            for index, fault in asked.faults.items():
+                row = index if group.indices is None else group.indices[index]
+                group.faults[row] = fault
+            if group.indices is None and not asked.faults:
                 self._actions.encode(columns, message.actions)
                 return
             answered = columns
             columns = self._actions.zeros(len(group.episodes))
             for path, values in answered.items():
-                columns[path][group.indices] = values
+                columns[path][... if group.indices is None else group.indices] = values
         elif group.repeats:
             columns = self._actions.zeros(len(group.episodes))
         for index, track, known in group.repeats:

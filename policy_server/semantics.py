@@ -14,6 +14,10 @@ from policy_server.config import PolicyServerConfig
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+_LEAST_CAPACITY_STEPS = 256
+"""Off-policy algorithms ask for a step or a few at a time; a buffer of twice that would be full
+whenever more than two episodes run."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Semantics:
@@ -72,5 +76,8 @@ def resolve(algorithm: AlgorithmConfig, server: PolicyServerConfig, worker_index
         joins_chunks=replays,
         complete_episodes=algorithm.batch_mode == "complete_episodes",
         fragment_steps=fragment_steps,
-        capacity_steps=math.ceil(server.buffer_fragments * fragment_steps),
+        capacity_steps=max(
+            math.ceil(server.buffer_fragments * fragment_steps),
+            0 if on_policy else _LEAST_CAPACITY_STEPS,
+        ),
     )

@@ -21,14 +21,23 @@ _BLAS_ELEMENTS: Final = 4096
 """Up to here one dot product is the cheapest exact test for NaN and infinity."""
 
 
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
 class BoxLeaf(Leaf):
-    """Numbers within bounds. Observations may leave them; NaN and infinity are faults."""
+    """Numbers within bounds. Observations may leave them; NaN and infinity are faults.
+
+    So is what float32, in which policies compute, does not hold.
+    """
 
     def __init__(self, spec: LeafSpec, suffix: str) -> None:
         super().__init__(spec, suffix)
         self._low, self._high = spec.space.low, spec.space.high  # type: ignore[attr-defined]
         self._is_float = spec.dtype.kind == "f"
         self._has_blas = spec.dtype.kind == "f" and spec.dtype.itemsize >= 4
+        self._is_wide = spec.dtype.kind == "f" and spec.dtype.itemsize > 4
+        # Of a sum of squares, each of which it bounds.
+        self._sure_below = _FLOAT32_MAX if self._is_wide else math.inf
 
     def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """See ``Leaf``: NaN and infinity."""
@@ -38,10 +47,10 @@ class BoxLeaf(Leaf):
             sure = (
                 self._has_blas
                 and column.size <= _BLAS_ELEMENTS
-                and math.isfinite(np.vdot(column, column))
+                and np.vdot(column, column) < self._sure_below
             )
             if not sure:
-                finite = np.isfinite(column)
+                finite = np.abs(column) <= _FLOAT32_MAX if self._is_wide else np.isfinite(column)
                 if not finite.all():
                     self.note(~finite, column, field, faults, Reason.NOT_FINITE, "a finite number")
 

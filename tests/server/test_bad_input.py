@@ -417,3 +417,12 @@ def test_a_mask_of_the_wrong_length_is_refused():
 def test_a_leaf_named_like_a_mask_is_an_observation_where_actions_are_not_counted():
     with serving(MASKED, gym.spaces.Discrete(5)) as server, Talker(server.address) as talker:
         assert not faults_of(talker.act(rows([1], [0], masked([0, 0, 0]))).groups[0])
+
+
+def test_what_float32_cannot_hold_is_refused_in_a_float64_space():
+    wide = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    with serving(wide) as server, Talker(server.address) as talker:
+        values = np.array([[1e300, 0.0], [3e38, -3e38]])
+        faults = faults_of(talker.act(rows([1, 2], [0, 0], values)).groups[0])
+        assert [fault.reason for fault in faults.values()] == [Reason.NOT_FINITE]
+        assert list(faults) == [0]

@@ -310,3 +310,20 @@ def test_memory_is_bounded_while_nobody_learns(when_full):
         assert server.buffer.held <= 51
         assert server.unaccounted() == 0
         assert len(server.buffer._chunks) <= 2 * _MAX_KEPT_ENDS + 50
+
+
+# Short fragments.
+
+
+def test_long_chunk_is_handed_over_in_fragments_that_join():
+    with serving() as server, Talker(server.address) as talker:
+        for step in range(10):
+            talker.step(1, step, step, float(step > 0))
+        talker.act(rows([1], [10], seen(10), rewards=[1.0], statuses=[TERMINATED]))
+        chunks = [chunk for _ in range(2) for chunk in server.collect(4)]
+        assert [(chunk.first_step, chunk.steps) for chunk in chunks] == [(0, 4), (4, 6)]
+        first, last = chunks
+        assert first.last_observation[""][0, 0] == 4
+        assert (first.terminated, first.end) == (False, None)
+        assert (last.terminated, last.end.length) == (True, 10)
+        assert first.identity is last.identity
