@@ -179,19 +179,20 @@ class RemoteActor:
         """
         exchange = self.exchange
         action_s = self._timeouts.action_s if within_s is None else within_s
-        deadline = time.monotonic() + action_s
+        timeout_s, deadline = action_s, time.monotonic() + action_s
         if pending.again is not None:  # since an earlier call, whose patience ended
             pending.tries, pending.due = 0, 0.0
-        while pending.answer is None:
+        while not pending.answered:
             stream = self._stream
             if stream is None:
                 self._connect_again(within_s)
-                deadline = time.monotonic() + action_s
+                timeout_s, deadline = action_s, time.monotonic() + action_s
                 continue
             if self._again:
                 self._ask_again(stream, pending, deadline)
+                timeout_s = deadline - time.monotonic()
             try:
-                answered = exchange.take(stream.receive(deadline))
+                answered = exchange.take(stream.receive(timeout_s))
             except Disconnected as lost:
                 self._lost(lost.why)
                 continue
@@ -200,6 +201,9 @@ class RemoteActor:
             except PolicyClientError:
                 self._drop()
                 raise
+            if pending.answered:
+                return
+            timeout_s = deadline - time.monotonic()
             if exchange.session_lost:
                 self._lost("the server does not know the session any more")
             elif answered is not None and answered.again is not None:
@@ -219,7 +223,7 @@ class RemoteActor:
             elif pending.due > time.monotonic():
                 self._again.append(pending)
                 continue
-            if pending.answer is None:
+            if not pending.answered:
                 pending.again = None
                 self.exchange.stats.asked_again += 1
                 stream.send(pending.data)

@@ -148,7 +148,9 @@ class AsyncPolicyClient(ClientBase):
                 "connect first: async with AsyncPolicyClient(...) as client, or await "
                 "client.connect()"
             )
-        self._guard.check()
+        guard = self._guard
+        if guard.closed or guard.forked:
+            guard.check()
         if asyncio.get_running_loop() is not self._loop:
             raise ConcurrentUseError(
                 "this AsyncPolicyClient was connected in another event loop: make one in each loop"
@@ -195,7 +197,8 @@ class AsyncEpisode:
     async def act(self, observation: Any, reward: float = 0.0) -> Any:
         """See ``Episode.act``."""
         actor, track = self._client._check(), self._track
-        track.check_running()
+        if track.ended:
+            track.check_running()
         with _Alone(track):
             return await actor.act(track, observation, reward)
 

@@ -62,8 +62,12 @@ class AioRemoteActor:
             columns = self.exchange.observation(observation)
             track.add_reward(reward)
             pending = self.exchange.issue(track, track.row(columns))
-            await self._send(pending)
-        await self._wait(pending)
+            if self._stream is not None:
+                await self._stream.send(pending.data)
+            else:
+                await self._send(pending)
+        if not pending.answered:
+            await self._wait(pending)
         return self.exchange.action(pending)
 
     async def log_action(
@@ -176,7 +180,7 @@ class AioRemoteActor:
             PolicyTimeout: It has none within ``Timeouts.action_s``.
             ConnectError: The connection could not be made again.
         """
-        if pending.answer is not None:
+        if pending.answered:
             return
         if self._closed:
             raise ClosedClientError(_CLOSED)
@@ -272,7 +276,7 @@ class AioRemoteActor:
                 return "the server does not know the session any more"
             if pending is None:
                 continue
-            if pending.answer is not None:
+            if pending.answered:
                 if pending.waiter is not None:
                     _wake(pending)
             elif pending.again is not None:
@@ -346,7 +350,7 @@ class AioRemoteActor:
                 pending.due = max(pending.due, now + self._timeouts.action_s)
                 self._spawn(stream.send(pending.data))
             for pending in waiting:
-                if pending.answer is not None:  # not worth sending to another server
+                if pending.answered:  # not worth sending to another server
                     _wake(pending)
             self._watch()
             return

@@ -323,7 +323,8 @@ class Episode:
         """
         client, track = self._client, self._track
         with client._guard:
-            track.check_running()
+            if track.ended:
+                track.check_running()
             return client._actor.act(track, observation, reward)
 
     def log_action(

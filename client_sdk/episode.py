@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from numbers import Real
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -79,24 +80,34 @@ class Numbering:
         return first
 
 
-class Rows:
-    """The rows of one request, column-wise, before they become a message."""
+_DEFAULTS = EpisodeOptions()
+_NO_METRICS: Mapping[int, dict[str, float]] = MappingProxyType({})
 
-    __slots__ = (
-        "begun",
-        "ended",
-        "episodes",
-        "index",
-        "logged_actions",
-        "logged_logps",
-        "metrics",
-        "observations",
-        "options",
-        "resumed",
-        "rewards",
-        "statuses",
-        "steps",
-    )
+
+class Rows:
+    """The rows of one request, column-wise, before they become a message.
+
+    What most rows do without is a default of the class: millions of them are made.
+    """
+
+    plain = True
+    """Running, with observations, and nothing below."""
+    statuses: Sequence[int] = ()
+    """Empty: all running."""
+    logged_actions: Columns | None = None
+    logged_logps: Sequence[float] = ()
+    metrics: Mapping[int, dict[str, float]] = _NO_METRICS
+    """By episode."""
+    begun: Sequence[int] = ()
+    """Episodes that begin here and have something to say about it."""
+    resumed: Sequence[int] = ()
+    """Those of them whose beginning was lost with another session."""
+    options: EpisodeOptions = _DEFAULTS
+    """Of the episodes that begin here."""
+    index: NDArray[np.intp] | None = None
+    """[len(episodes)] Which row of the caller's each is; None: they are the same."""
+    ended: NDArray[np.bool_] | None = None
+    """[N] The caller's rows that end here; None: none does."""
 
     def __init__(
         self,
@@ -111,25 +122,6 @@ class Rows:
         """Empty: all 0."""
         self.observations = observations
         """Belongs to the caller until encoded; None afterwards, and where a row has none."""
-        self.statuses: Sequence[int] = ()
-        """Empty: all running."""
-        self.logged_actions: Columns | None = None
-        self.logged_logps: Sequence[float] = ()
-        self.metrics: dict[int, dict[str, float]] = {}
-        """By episode."""
-        self.begun: Sequence[int] = ()
-        """Episodes that begin here and have something to say about it."""
-        self.resumed: Sequence[int] = ()
-        """Those of them whose beginning was lost with another session."""
-        self.options: EpisodeOptions = _DEFAULTS
-        """Of the episodes that begin here."""
-        self.index: NDArray[np.intp] | None = None
-        """[len(episodes)] Which row of the caller's each is; None: they are the same."""
-        self.ended: NDArray[np.bool_] | None = None
-        """[N] The caller's rows that end here; None: none does."""
-
-
-_DEFAULTS = EpisodeOptions()
 
 
 class Track(Protocol):
@@ -215,6 +207,8 @@ class EpisodeTrack:
             NotFiniteError: NaN or infinity.
             InvalidValueError: No number; or a reward before the first action, which nobody earned.
         """
+        if reward.__class__ is float and reward == 0.0:
+            return
         try:
             value = float(reward)
         except (TypeError, ValueError):
@@ -250,11 +244,14 @@ class EpisodeTrack:
         rows = Rows([self._number], [self.step], rewards, observation)
         self._reward = 0.0
         if status is not Status.RUNNING:
+            rows.plain = False
             rows.statuses = [status]
         if logged_action is not None:
+            rows.plain = False
             rows.logged_actions = logged_action
             rows.logged_logps = () if logp is None else [logp]
         if self._metrics:
+            rows.plain = False
             rows.metrics = {self._number: self._metrics}
             self._metrics = {}
         if self.step == 0:
@@ -263,8 +260,9 @@ class EpisodeTrack:
 
     def last_row(self) -> Rows:
         """The row that takes the episode back, whatever is still on its way."""
-        on_its_way = self.pending is not None and self.pending.answer is None
+        on_its_way = self.pending is not None and not self.pending.answered
         rows = Rows([self._number], [self.step + on_its_way], [], None)
+        rows.plain = False
         rows.statuses = [Status.ABANDONED]
         return rows
 
@@ -273,6 +271,7 @@ class EpisodeTrack:
 
     def _announce(self, rows: Rows) -> None:
         if self._resumed or not self.options.are_default:
+            rows.plain = False
             rows.begun = rows.episodes
             rows.options = self.options
             rows.resumed = rows.episodes if self._resumed else ()
@@ -364,6 +363,7 @@ class BatchTrack:
         )
         rows.ended = ended
         if ended is not None:
+            rows.plain = False
             no_bootstrap = np.zeros(self.n, np.bool_) if over is None else over
             statuses = np.where(no_bootstrap, Status.TERMINATED, Status.TRUNCATED)
             rows.statuses = np.where(ended, statuses, Status.RUNNING).tolist()
@@ -404,6 +404,7 @@ class BatchTrack:
         lost = set(self._numbers[self._resumed].tolist())
         rows.resumed = [number for number in first if number in lost]
         rows.begun = rows.resumed if self.options.are_default else first
+        rows.plain = rows.plain and not rows.begun
         rows.options = self.options
 
     def accepted(self, rows: Rows, faulty: Sequence[int] = ()) -> None:
@@ -443,7 +444,7 @@ class BatchTrack:
             if not 0 <= row < self.n:
                 raise InvalidValueError(f"expected 0 to {self.n - 1}, got {row}", field="rows")
         running = [row for row in dict.fromkeys(indices) if not self._begins[row]]
-        on_its_way = self.pending is not None and self.pending.answer is None
+        on_its_way = self.pending is not None and not self.pending.answered
         self._begins[running] = True
         self._resumed[running] = False
         self._any_begins = bool(self._begins.any())
@@ -451,6 +452,7 @@ class BatchTrack:
             return None
         steps = self._steps[running] + on_its_way
         rows = Rows(self._numbers[running].tolist(), steps.tolist(), [], None)
+        rows.plain = False
         rows.statuses = [Status.ABANDONED] * len(running)
         return rows
 

@@ -31,6 +31,7 @@ from client_sdk.errors import (
     SpaceMismatchError,
     error_from_fault,
 )
+from client_sdk.templates import USABLE, RowsTemplate
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
@@ -40,6 +41,9 @@ logger = logging.getLogger("client_sdk")
 
 AGENT = ""
 """The only agent of single-agent work."""
+
+_MAX_TEMPLATES = 8
+"""Of different numbers of rows."""
 
 _ASK_AGAIN = frozenset({Reason.NOT_READY, Reason.DRAINING})
 
@@ -84,20 +88,22 @@ class Session:
 class Pending:
     """One request, until its answer has been looked at."""
 
-    __slots__ = (
-        "again",
-        "answer",
-        "data",
-        "due",
-        "final",
-        "number",
-        "rows",
-        "told",
-        "track",
-        "tries",
-        "waiter",
-        "why",
-    )
+    answered = False
+    actions: Columns | None = None
+    """By row of the request; None: none were due."""
+    faults: dict[int, Fault] | None = None
+    """Refused rows of the request; None: none."""
+    failure: Fault | None = None
+    """Of the whole request: nothing was recorded."""
+    again: Fault | None = None
+    """Why the server wants to be asked again; cleared when it is."""
+    why: Fault | None = None
+    """What it said then; kept."""
+    tries = 0
+    due = 0.0
+    """The shell's: when to ask again, or to give up."""
+    waiter: Any = None
+    """The shell's: who waits."""
 
     def __init__(self, number: int, track: Track, rows: Rows, told: bool, final: bool) -> None:
         self.number = number
@@ -109,16 +115,6 @@ class Pending:
         """Its rows end what they speak of: not worth repeating to a server that knows nothing."""
         self.data = b""
         """As it was sent."""
-        self.answer: Answer | None = None
-        self.again: Fault | None = None
-        """Why the server wants to be asked again; cleared when it is."""
-        self.why: Fault | None = None
-        """What it said then; kept."""
-        self.tries = 0
-        self.due = 0.0
-        """The shell's: when to ask again."""
-        self.waiter: Any = None
-        """The shell's: who waits."""
 
     def again_in_s(self) -> float:
         """When to ask again: as the server said, or ever later, scattered among clients."""
@@ -126,24 +122,6 @@ class Pending:
         if self.again is not None and self.again.retry_after_s is not None:
             return self.again.retry_after_s
         return min(0.05 * 2.0 ** min(self.tries, 10), 1.0) * random.uniform(0.5, 1.0)  # noqa: S311
-
-
-class Answer:
-    """What the server said to the rows of one request."""
-
-    __slots__ = ("actions", "failure", "faults")
-
-    def __init__(
-        self,
-        actions: Columns | None = None,
-        faults: dict[int, Fault] | None = None,
-        failure: Fault | None = None,
-    ) -> None:
-        self.actions = actions
-        self.faults = faults
-        """By row of the request; None: none."""
-        self.failure = failure
-        """Of the whole request: nothing was recorded."""
 
 
 class Exchange:
@@ -175,6 +153,7 @@ class Exchange:
         self._limit_bytes = 0
         self._next_request = 1
         self._message = pb.StreamActRequest()
+        self._templates: dict[int, RowsTemplate] = {}
 
     # -- the session ---------------------------------------------------------------------------
 
@@ -250,6 +229,7 @@ class Exchange:
                     )
         limits = response.limits
         self._limit_bytes = limits.max_message_bytes
+        self._templates.clear()
         self.policy_version = response.policy_version
         self.session = Session(
             id=response.session_id,
@@ -271,7 +251,7 @@ class Exchange:
             track, rows = pending.track, pending.rows
             if pending.final or track not in self.tracks:
                 del self.pending[pending.number]
-                pending.answer = Answer()
+                pending.answered = True
                 ends_lost += pending.final
                 continue
             idle.discard(track)
@@ -282,7 +262,7 @@ class Exchange:
             if rows.episodes:
                 pending.data = self._encode(pending)
             else:  # all of them were ends
-                self._finish(pending, Answer())
+                self._finish(pending)
         for track in idle:
             resumed += track.restarted(None)[0]
         self.stats.sessions_lost += 1
@@ -311,7 +291,14 @@ class Exchange:
         Raises:
             InvalidValueError: It is none of the space, or not finite.
         """
-        return self._checked(self._observations, value, "observation", bounds=False)
+        codec = self._observations
+        try:
+            columns = codec.columns_of(value)
+        except Fault as fault:
+            raise error_from_fault(fault) from None
+        if faults := codec.row_faults(columns, "observation"):
+            raise error_from_fault(faults[0])
+        return columns
 
     def last_observation(self, value: Any, status: Status) -> Columns | None:
         """The observation that ends an episode, if there is one.
@@ -336,15 +323,12 @@ class Exchange:
         """
         if logp is not None and not math.isfinite(logp):
             raise NotFiniteError(f"expected a finite number, got {logp}", field="logp")
-        return self._checked(self._actions, value, "action", bounds=True)
-
-    @staticmethod
-    def _checked(codec: SpaceCodec, value: Any, field: str, *, bounds: bool) -> Columns:
+        codec = self._actions
         try:
-            columns = codec.columns_of(value, field)
+            columns = codec.columns_of(value, "action")
         except Fault as fault:
             raise error_from_fault(fault) from None
-        if faults := codec.row_faults(columns, field, bounds):
+        if faults := codec.row_faults(columns, "action", True):
             raise error_from_fault(faults[0])
         return columns
 
@@ -396,9 +380,13 @@ class Exchange:
         return pending
 
     def _encode(self, pending: Pending) -> bytes:
-        rows, message, session = pending.rows, self._message, self.session
-        if session is None:
-            raise NotConnectedError("no session is open")
+        rows = pending.rows
+        if rows.plain and USABLE:
+            n = len(rows.episodes)
+            data = (self._templates.get(n) or self._template(n)).fill(pending.number, rows)
+            rows.observations = None  # the caller's memory, from here on
+            return data
+        message, session = self._message, self._opened
         message.Clear()
         message.request = pending.number
         act = message.act
@@ -431,6 +419,19 @@ class Exchange:
             rows.logged_actions = None
         return message.SerializeToString()
 
+    def _template(self, n: int) -> RowsTemplate:
+        if len(self._templates) >= _MAX_TEMPLATES:
+            self._templates.clear()
+        template = RowsTemplate(self._opened.id, self._observations, n)
+        self._templates[n] = template
+        return template
+
+    @property
+    def _opened(self) -> Session:
+        if self.session is None:
+            raise NotConnectedError("no session is open")
+        return self.session
+
     def take(self, data: bytes) -> Pending | None:
         """Read an answer.
 
@@ -447,57 +448,62 @@ class Exchange:
         pending = self.pending.get(response.request)
         if pending is None:
             return None
-        if response.HasField("act"):
-            self._answered(pending, response.act)
-            return pending
-        failure = Fault.from_detail(response.error)
-        if failure.reason is Reason.UNKNOWN_SESSION:
-            self.session_lost = True
-            return None
-        if asks_again(failure):
-            pending.again = pending.why = failure
+        groups = response.act.groups
+        if len(groups) == 1:
+            self._answered(pending, groups[0])
+        elif response.HasField("error"):
+            failure = Fault.from_detail(response.error)
+            if failure.reason is Reason.UNKNOWN_SESSION:
+                self.session_lost = True
+                return None
+            if asks_again(failure):
+                pending.again = pending.why = failure
+            else:
+                pending.failure = failure
+                self._finish(pending)
         else:
-            self._finish(pending, Answer(failure=failure))
+            pending.failure = _nonsense("expected one group")
+            self._finish(pending)
         return pending
 
-    def _answered(self, pending: Pending, act: pb.ActResponse) -> None:
-        rows = pending.rows
-        if len(act.groups) != 1:
-            self._finish(pending, Answer(failure=_nonsense("expected one group")))
-            return
-        group = act.groups[0]
-        self.policy_version = group.policy_version or self.policy_version
-        faults: dict[int, Fault] | None = None
+    def _answered(self, pending: Pending, group: pb.ActionRows) -> None:
         if group.faults:
             faults = {each.index: Fault.from_detail(each.error) for each in group.faults}
             for fault in faults.values():
                 if asks_again(fault):
                     pending.again = pending.why = fault
                     return
-        actions: Columns | None = None
-        if group.HasField("actions"):
+            pending.faults = faults
+        if version := group.policy_version:
+            self.policy_version = version
+        actions = group.actions
+        if actions.leaves:
             try:
-                actions = self._actions.decode(group.actions, len(rows.episodes), "actions")
+                n = len(pending.rows.episodes)
+                pending.actions = self._actions.decode(actions, n, "actions")
             except Fault as fault:
-                self._finish(pending, Answer(failure=fault))
-                return
-        self._finish(pending, Answer(actions, faults))
+                pending.failure = fault
+        self._finish(pending)
 
-    def _finish(self, pending: Pending, answer: Answer) -> None:
+    def _finish(self, pending: Pending) -> None:
         """Let the state follow the answer, whether or not anyone waits for it."""
         self.pending.pop(pending.number, None)
         pending.again = None
-        pending.answer = answer
-        rows, track, faults = pending.rows, pending.track, answer.faults
-        self.stats.rows_refused += len(rows.episodes if answer.failure else faults or ())
+        pending.answered = True
+        failure, faults = pending.failure, pending.faults
+        if failure is None and faults is None and not pending.final:
+            pending.track.accepted(pending.rows)
+            return
+        rows, track = pending.rows, pending.track
+        self.stats.rows_refused += len(rows.episodes if failure else faults or ())
         if pending.final:
             # Its track has ended, or gone on with other episodes.
-            if fault := answer.failure or next(iter((faults or {}).values()), None):
+            if fault := failure or next(iter((faults or {}).values()), None):
                 logger.warning("the server refused the end of episode %s: %s", track, fault)
-        elif answer.failure is not None:
+        elif failure is not None:
             track.refused(rows)
         else:
-            track.accepted(rows, _callers_rows(rows, faults) if faults else ())
+            track.accepted(rows, _callers_rows(rows, faults or ()))
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -507,8 +513,10 @@ class Exchange:
         Raises:
             PolicyClientError: Why there is none.
         """
-        self.acknowledge(pending)
-        actions = pending.answer.actions if pending.answer else None
+        if pending.failure is not None or pending.faults is not None:
+            self.acknowledge(pending)
+        pending.track.pending = None
+        actions = pending.actions
         if actions is None:
             raise error_from_fault(_nonsense("expected an action"))
         return self._actions.value(actions, 0)
@@ -521,9 +529,8 @@ class Exchange:
         """
         if pending.track.pending is pending:
             pending.track.pending = None
-        answer = pending.answer
-        if answer is not None and (answer.failure or answer.faults):
-            fault = answer.failure or next(iter((answer.faults or {}).values()))
+        fault = pending.failure or next(iter((pending.faults or {}).values()), None)
+        if fault is not None:
             raise error_from_fault(fault)
 
     def actions(self, pending: Pending, n: int) -> Any:
@@ -534,10 +541,9 @@ class Exchange:
             PolicyClientError: Nothing was recorded.
         """
         pending.track.pending = None
-        answer, index = pending.answer, pending.rows.index
-        if answer is None or answer.failure is not None:
-            raise error_from_fault((answer and answer.failure) or _nonsense("expected actions"))
-        columns = answer.actions
+        if pending.failure is not None:
+            raise error_from_fault(pending.failure)
+        columns, index, faults = pending.actions, pending.rows.index, pending.faults
         if columns is None:
             columns = self._actions.zeros(n)
         elif index is not None:
@@ -545,9 +551,9 @@ class Exchange:
             for path, column in some.items():
                 columns[path][index] = column
         actions = self._actions.batched_value(columns)
-        if answer.faults:
-            rows = _callers_rows(pending.rows, answer.faults)
-            errors = map(error_from_fault, answer.faults.values())
+        if faults:
+            errors = map(error_from_fault, faults.values())
+            rows = _callers_rows(pending.rows, faults)
             raise BatchError(dict(zip(rows, errors, strict=True)), actions)
         return actions
 

@@ -12,7 +12,6 @@ import os
 import queue
 import random
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -346,18 +345,14 @@ class Stream:
             target=_read, args=(self._call, self._inbox), name="client_sdk reader", daemon=True
         ).start()
 
-    def receive(self, deadline: float) -> bytes:
+    def receive(self, timeout_s: float) -> bytes:
         """The next answer.
 
-        Args:
-            deadline: On ``time.monotonic``'s clock.
-
         Raises:
-            Overdue: The deadline has passed; the answer may still come.
+            Overdue: None came so soon; it may still come.
             Disconnected: The stream has ended.
             PolicyClientError: The server ended it with a refusal.
         """
-        timeout_s = deadline - time.monotonic()
         try:
             item = self._inbox.get(True, 0.0 if timeout_s < 0.0 else min(timeout_s, _LONG_S))
         except queue.Empty:

@@ -78,7 +78,7 @@ def test_an_abandoned_episode_counts_the_row_that_is_on_its_way():
     act(episode)
 
     class OnItsWay:
-        answer = None
+        answered = False
 
     assert episode.last_row().steps == [1]
     episode.pending = OnItsWay()

@@ -1,0 +1,55 @@
+"""Requests of running rows that differ only in their numbers: made once, refilled for each step.
+
+Making messages anew costs several times as much as everything else that a client does for a step.
+Owned by one ``Exchange``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from client_sdk.wire import policyserver_pb2 as pb
+
+if TYPE_CHECKING:
+    from client_sdk.episode import Rows
+    from client_sdk.wire.batches import SpaceCodec
+
+USABLE = sys.byteorder == "little"
+"""Columns are copied as they lie in memory, and the wire is little-endian."""
+
+
+class RowsTemplate:
+    """A request of N running rows, each with an observation and a reward and nothing else."""
+
+    def __init__(self, session_id: str, codec: SpaceCodec, n: int) -> None:
+        self._message = message = pb.StreamActRequest()
+        message.act.session_id = session_id
+        group = message.act.groups.add()
+        self._zeros = [0.0] * n
+        group.episodes.extend([0] * n)
+        group.steps.extend([0] * n)
+        group.rewards.extend(self._zeros)
+        codec.encode(codec.zeros(n), group.observations)
+        # These stay parts of the message.
+        self._episodes, self._steps, self._rewards = group.episodes, group.steps, group.rewards
+        self._tensors = [(path, group.observations.leaves[path]) for path in codec.paths]
+
+    def fill(self, number: int, rows: Rows) -> bytes:
+        """The serialized request.
+
+        Args:
+            number: Of the request.
+            rows: N plain rows, their columns checked by the codec.
+        """
+        columns = rows.observations
+        if columns is None:
+            raise TypeError("plain rows have observations")
+        message = self._message
+        message.request = number
+        self._episodes[:] = rows.episodes
+        self._steps[:] = rows.steps
+        self._rewards[:] = rows.rewards or self._zeros
+        for path, tensor in self._tensors:
+            tensor.data = columns[path].tobytes()
+        return message.SerializeToString()
