@@ -101,8 +101,8 @@ def _listens(
             )
     else:
         try:
-            with _context(endpoint).wrap_socket(connection, server_hostname=address.host):
-                pass
+            with _context(endpoint).wrap_socket(connection, server_hostname=address.host) as secure:
+                secure.recv(1)  # a missing client certificate shows only with the first byte
         except ssl.SSLCertVerificationError as error:
             return TlsError(
                 f"the certificate of {address} is refused: {error.verify_message}. "
