@@ -102,7 +102,10 @@ def _listens(
     else:
         try:
             with _context(endpoint).wrap_socket(connection, server_hostname=address.host) as secure:
-                secure.recv(1)  # a missing client certificate shows only with the first byte
+                # A server that misses a client certificate lets the handshake pass, and hangs up.
+                hung_up = not secure.recv(1)
+        except ConnectionResetError:
+            hung_up = True
         except ssl.SSLCertVerificationError as error:
             return TlsError(
                 f"the certificate of {address} is refused: {error.verify_message}. "
@@ -115,7 +118,13 @@ def _listens(
                 f"(TlsConfig.certificate and .key): {error.reason or error}"
             )
         except OSError:
-            pass
+            hung_up = False
+        if hung_up:
+            return TlsError(
+                f"the server at {address} hangs up after the TLS handshake: it probably asks for a "
+                "client certificate, which is TlsConfig.certificate and .key, signed by an "
+                "authority that it knows"
+            )
     return ConnectTimeout(
         f"something listens on {address} but did not open a session within {waited_s:.3g} s "
         f"({why}). Is it a policy server?"
