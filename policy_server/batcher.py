@@ -356,7 +356,7 @@ class Batcher:
         if logp is not None and not math.isfinite(np.vdot(logp, logp)):
             self._abandon_not_finite(parts, logp)
         row = 0
-        cut_before = self._store.cut_before
+        chosen_by = batch.policy
         for part in parts:
             part.batch, part.start, part.whole = batch, row, len(parts) == 1
             logged = part.logged is not None
@@ -364,7 +364,8 @@ class Batcher:
                 if part.faults and row - part.start in part.faults:
                     row += 1
                     continue
-                cut_before(track, batch)
+                if track.rewards and track.rows[0][0].policy is not chosen_by:
+                    self._store.cut(track)
                 track.answer(batch, row, logged=logged)
                 if logged:
                     track.context.logged = track.last

@@ -6,6 +6,7 @@ order. The gRPC server has a thread and an event loop of its own.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
@@ -101,6 +102,9 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             # With more threads the tail of inference times is tens of milliseconds long. The
             # setting is the process's, so a learner next to us must not be slowed by it.
             torch.set_num_threads(1)
+            # What Ray and torch leave behind is here to stay: no collection need look at it, which
+            # would stop all actions meanwhile.
+            gc.freeze()
 
         env_config = dict(self.config.env_config)
         self._server_config = PolicyServerConfig.from_env_config(env_config)

@@ -387,11 +387,9 @@ class EpisodeStore:
         if episode.book.running.get(episode.number) is episode:
             episode.book.end(track, track.step, ABANDONED, 0.0, None)
 
-    def cut_before(self, track: AgentTrack, batch: InferredBatch) -> None:
-        """A chunk holds one policy version: cut where the new action comes from another."""
-        if self._buffer.complete_episodes or not track.rewards:
-            return
-        if track.rows[0][0].policy is not batch.policy:
+    def cut(self, track: AgentTrack) -> None:
+        """Its next action comes from another policy, and a chunk holds one: hand in what there is."""
+        if not self._buffer.complete_episodes:
             self._put_running_chunk(track)
 
     def cut_all(self) -> None:

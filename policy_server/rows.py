@@ -242,13 +242,19 @@ class RowRecorder:
             track = None if episode is None else episode.tracks.get(agent)
             # The common case first: a running episode's next step.
             if (
-                track is not None
+                episode is not None
+                and track is not None
                 and step == track.step + 1
                 and status == RUNNING
                 and track.awaiting is None
             ):
-                track.observe(step, reward)
+                # As AgentTrack.observe, which would cost a call for every row.
+                track.step = step
+                track.context.reward = reward
+                episode.return_ += reward
+                episode.length += 1
                 if track.training:
+                    track.rewards.append(reward)
                     trained += 1
                 else:
                     evaluated += 1
