@@ -17,6 +17,9 @@ from typing import Any
 
 import grpc
 
+from policy_server.config import PolicyServerConfig
+from policy_server.server import _server_options
+
 _METHOD = "/benchmarks.Echo/Stream"
 
 
@@ -90,7 +93,7 @@ class _Handler(grpc.GenericRpcHandler):
 
 
 async def _serve() -> None:
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=_server_options(PolicyServerConfig()))
     server.add_generic_rpc_handlers((_Handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

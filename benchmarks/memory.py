@@ -22,6 +22,9 @@ _ROWS = 64
 _EPISODE = 200
 _EVERY = 50_000
 
+GOAL_MIB = 5.0
+"""What the second half may add: one hundredth of what Ray and torch take."""
+
 
 def measure(steps: int) -> tuple[list[tuple[int, float]], dict[str, Any]]:
     """MiB resident after so many steps, and the server's last numbers."""
@@ -73,7 +76,10 @@ def main() -> None:
         "Resident memory of the server's process",
         [{"steps": f"{steps:,}", "MiB": f"{mib:.1f}"} for steps, mib in readings],
     )
-    print(f"second half: {growth:+.1f} MiB; ledger: {numbers['ledger']}")
+    print(
+        f"second half: {growth:+.1f} MiB"
+        f"{report.verdict(growth, GOAL_MIB, at_most=True)}; ledger: {numbers['ledger']}"
+    )
     report.write_json(
         options.results,
         "memory",

@@ -35,6 +35,14 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     print(flush=True)
 
 
+def verdict(value: float, goal: float | None, *, at_most: bool = False) -> str:
+    """Whether a goal was met, in a few words; nothing where there is none."""
+    if goal is None:
+        return ""
+    met = value <= goal if at_most else value >= goal
+    return f" ({'meets' if met else 'misses'} {goal:,g})"
+
+
 def write_json(directory: Path, name: str, command: str, results: Mapping[str, Any]) -> Path:
     """Write what was measured, where, when, at which commit and by which command."""
     directory.mkdir(parents=True, exist_ok=True)

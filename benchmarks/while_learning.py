@@ -106,8 +106,34 @@ def measure(iterations: int, directory: Path) -> tuple[NDArray[np.float64], list
     return np.load(path), learning, trained_from
 
 
+def plot(
+    starts_s: NDArray[np.float64],
+    latencies_ms: NDArray[np.float64],
+    learning_s: NDArray[np.float64],
+    directory: Path,
+) -> None:
+    """Each action's latency over time, with the learning shaded."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+    for index, (begin, end) in enumerate(learning_s):
+        axis.axvspan(begin, end, color="tab:orange", alpha=0.2, label="_" * index + "learning")
+    axis.plot(starts_s, latencies_ms, ".", markersize=1.5, color="tab:blue")
+    axis.set_yscale("log")
+    axis.set_xlabel("seconds")
+    axis.set_ylabel("latency of an action [ms]")
+    axis.legend(loc="upper right")
+    axis.grid(alpha=0.2)
+    path = directory / "while_learning.png"
+    figure.savefig(path, dpi=150)
+    print(f"written to {path}")
+
+
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write, plot."""
     parser = report.arguments(__doc__ or "")
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--act", type=Path, help=argparse.SUPPRESS)
@@ -146,12 +172,17 @@ def main() -> None:
         f"(goal: at most {GOAL_RATIO:g} times idle or {GOAL_MS:g} ms); "
         f"{sum(end - begin for begin, end in learning):.1f} s of learning"
     )
+    print(report.verdict(ratio, GOAL_RATIO, at_most=True).strip(" ()"), "times idle;", end=" ")
+    print(
+        report.verdict(figures["learning"]["p99_ms"], GOAL_MS, at_most=True).strip(" ()"), "ms p99"
+    )
     report.write_json(
         options.results,
         "while_learning",
         f"python -m benchmarks.while_learning --iterations {options.iterations}",
         {"latency": figures, "ratio_p99": ratio},
     )
+    plot(starts - starts[0], latencies_ms, np.array(learning) - starts[0], options.results)
 
 
 if __name__ == "__main__":
