@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ GRACE_S = 4.5
 """From the signal to the end of the process."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 class Ending:
@@ -40,6 +43,7 @@ class Ending:
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self.signal: int | None = None
         self._grace_s = grace_s
+        self._at_once = False
         self._over = threading.Event()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -72,14 +76,38 @@ class Ending:
         os.close(self._writer)  # lets the watcher go, which closes the other end
 
     def install(self) -> None:
-        """Take the signals (again): ``ray.init`` puts a SIGTERM handler of its own in place."""
+        """Take the signals (again), from whoever has taken them meanwhile."""
         for number in SIGNALS:
             signal.signal(number, self._interrupt)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal ends the process at once, and nothing is interrupted before.
+
+        For native code with nothing to clean up yet, such as the start of Ray, which ends in a
+        segmentation fault where an exception has torn it apart.
+        """
+
+        def install(number: int, handler: Any) -> Any:
+            # Ray would have SIGTERM raise SystemExit in the midst of its own start.
+            return signal.getsignal(number) if number in SIGNALS else real(number, handler)
+
+        real = signal.signal
+        signal.signal = install  # type: ignore[assignment]
+        self._at_once = True
+        try:
+            yield
+        finally:
+            signal.signal = real
+            self._at_once = False
+            if self.signal is not None:  # it came so late that there is something to clean up
+                raise KeyboardInterrupt
 
     def _interrupt(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is None:  # later ones must not disturb the cleaning up
             self.signal = number
-            raise KeyboardInterrupt
+            if not self._at_once:
+                raise KeyboardInterrupt
 
     def _watch(self) -> None:
         with contextlib.closing(os.fdopen(self._reader, "rb", buffering=0)) as pipe:
@@ -88,9 +116,16 @@ class Ending:
                     break
             else:
                 return
-            if self._over.wait(self._grace_s):
+            if self._at_once:
+                print(f"stopped by {signal.Signals(received[0]).name}")
+            elif self._over.wait(self._grace_s):
                 return
-        print(f"not ended {self._grace_s:g} s after the signal: ending now", file=sys.stderr)
+            else:
+                late = f"not ended {self._grace_s:g} s after the signal: ending now"
+                print(late, file=sys.stderr)
+        if sys.stdout.isatty():
+            print(_SHOW_CURSOR, end="")  # a live display has hidden it
+        sys.stdout.flush()
         sys.stderr.flush()
         # Ray's processes follow: they are bound to this one's life by the kernel.
         os._exit(128 + received[0])

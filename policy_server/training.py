@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import logging
 import os
@@ -40,6 +41,8 @@ _HISTORY = "policy_server_progress.json"
 """Beside RLlib's files in each checkpoint, so that a resumed curve continues."""
 _CLUSTER = "RAY_ADDRESS"
 """Environment variable that names a running Ray cluster to use, as Ray itself reads it."""
+_NATIVE_HANDLER = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
+"""Environment variable that Ray reads once, when it is imported."""
 _STOP_TIMEOUT_S = 3.0
 """For runners to drain; whoever takes longer is killed."""
 
@@ -72,6 +75,7 @@ def train(options: TrainOptions, ending: Ending) -> int:
     # Before paying for Ray's imports and start; the server checks again when it binds.
     if options.config is None:
         check_port(server_config(options))
+    _import_ray()
     config = build_config(options)
     if options.config is not None:
         check_port(server_config_of(config))
@@ -81,10 +85,8 @@ def train(options: TrainOptions, ending: Ending) -> int:
             with _ray(config, ending):
                 run.start(display)
                 run.learn(display)
-        except (KeyboardInterrupt, SystemExit):  # SystemExit: Ray's own answer to SIGTERM
-            if ending.signal is None:
-                ending.signal = signal.SIGTERM
-            display.say(f"stopped by {signal.Signals(ending.signal).name}")
+        except KeyboardInterrupt:
+            display.say(f"stopped by {signal.Signals(ending.signal or signal.SIGINT).name}")
         finally:
             run.report(display)
     return ending.exit_code
@@ -107,6 +109,23 @@ def check_port(server: PolicyServerConfig) -> None:
             ) from error
 
 
+def _import_ray() -> None:
+    """Import Ray so that a signal in this process stays ours.
+
+    Its native handler would answer SIGTERM with a stack dump and abort the process. Tracebacks of
+    native crashes still come, from Python's faulthandler; Ray's other processes keep theirs.
+    """
+    before = os.environ.get(_NATIVE_HANDLER)
+    os.environ[_NATIVE_HANDLER] = "1"
+    try:
+        importlib.import_module("ray")
+    finally:
+        if before is None:
+            del os.environ[_NATIVE_HANDLER]
+        else:
+            os.environ[_NATIVE_HANDLER] = before
+
+
 @contextlib.contextmanager
 def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
     """Ray, ours unless one is running; it ends with the context."""
@@ -116,16 +135,16 @@ def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
     level = logging.DEBUG if _debugging() else logging.ERROR
     config.debugging(log_level=logging.getLevelName(level))
     try:
-        if os.environ.get(_CLUSTER):
-            ray.init(logging_level=level)
-        else:
-            ray.init(
-                # One for each runner, and a spare one: they wait more than they compute.
-                num_cpus=max(os.cpu_count() or 1, config.num_env_runners + 1),
-                include_dashboard=False,
-                logging_level=level,
-            )
-        ending.install()
+        with ending.at_once():
+            if os.environ.get(_CLUSTER):
+                ray.init(logging_level=level)
+            else:
+                ray.init(
+                    # One for each runner, and a spare one: they wait more than they compute.
+                    num_cpus=max(os.cpu_count() or 1, config.num_env_runners + 1),
+                    include_dashboard=False,
+                    logging_level=level,
+                )
         quiet_loggers(level)
         yield
     finally:

@@ -43,10 +43,42 @@ with Ending(grace_s=0.5):
         threading.Event().wait(60)
 """
 
+# Whatever Ray makes of the signals meanwhile, and however long it stays in native code.
+AT_ONCE = """
+import hashlib, signal, sys
+from policy_server.ending import Ending
+def theirs(number, frame):
+    sys.exit(9)
+with Ending() as ending:
+    try:
+        with ending.at_once():
+            signal.signal(signal.SIGTERM, theirs)
+            print("ready", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"password", b"salt", 10**9)
+    finally:
+        print("torn apart", flush=True)
+"""
+AFTERWARDS = """
+import signal, sys, threading
+from policy_server.ending import Ending
+with Ending() as ending:
+    with ending.at_once():
+        pass
+    try:
+        print("ready", flush=True)
+        threading.Event().wait(60)
+    except KeyboardInterrupt:
+        print("cleaned up", flush=True)
+sys.exit(ending.exit_code)
+"""
+
 
 def run(code, number, times=1):
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout.readline() == "ready\n"
@@ -70,6 +102,20 @@ def test_second_signal_does_not_disturb_the_cleaning_up():
     code, out, _ = run(WAITS, signal.SIGINT, times=3)
     assert out == "cleaned up\n"
     assert code == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_at_once_what_must_not_be_torn_apart(number):
+    code, out, elapsed_s = run(AT_ONCE, number)
+    assert out == f"stopped by {number.name}\n"
+    assert code == 128 + number
+    assert elapsed_s < 2
+
+
+def test_after_that_a_signal_lets_the_process_clean_up_again():
+    code, out, _ = run(AFTERWARDS, signal.SIGTERM)
+    assert out == "cleaned up\n"
+    assert code == 143
 
 
 @pytest.mark.parametrize("code", [STUCK, CLEANS_FOR_EVER])
