@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -70,7 +71,8 @@ def train(options: TrainOptions, ending: Ending) -> int:
     Raises:
         OptionError: An option does not fit the algorithm.
         PortInUseError: Something else listens there.
-        TrainingError: RLlib refused the configuration, or the last checkpoint cannot be written.
+        TrainingError: RLlib refused the configuration, the learner failed, or the last checkpoint
+            cannot be written.
     """
     # Before paying for Ray's imports and start; the server checks again when it binds.
     if options.config is None:
@@ -203,7 +205,14 @@ class _Run:
         returns = ReturnWindow()
         while True:
             began = time.monotonic()
-            result = algo.train()
+            try:
+                result = algo.train()
+            except Exception as error:
+                logger.debug("train() failed", exc_info=error)
+                iteration = before.iteration + 1 if before else 1
+                raise TrainingError(
+                    f"iteration {iteration} failed: {_told(error)} (--debug shows more)"
+                ) from error
             wall_s += time.monotonic() - began
             before = progress_of(result, before, wall_s, returns)
             self._history.append(before)
@@ -352,6 +361,16 @@ def _explained(error: Exception, overheard: str) -> Exception:
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
     reason = named[-1] if overheard and named else _one_line(cause)
     return TrainingError(f"RLlib cannot build the algorithm: {reason} (--debug shows more)")
+
+
+def _told(error: BaseException) -> str:
+    """What stands behind an exception, and where it was raised, in one line."""
+    # Ray keeps the cause of a remote failure in an attribute of its own.
+    while isinstance(cause := error.__cause__ or getattr(error, "cause", None), BaseException):
+        error = cause
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{_one_line(error)}{where}"
 
 
 def _one_line(error: BaseException) -> str:

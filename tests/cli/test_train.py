@@ -1,6 +1,7 @@
 """The command itself, with Ray and with simulators in processes of their own."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -10,8 +11,12 @@ import sys
 import threading
 import time
 
+import grpc
 import psutil
 import pytest
+
+from client_sdk.wire.faults import Reason
+from tests.server.talk import Talker, fault_in
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -202,6 +207,26 @@ def test_signal_ends_everything_in_five_seconds(tmp_path, reach, number):
     assert "Traceback" not in said
     assert not list(tmp_path.glob(".writing-*"))
     assert (tmp_path / "latest").is_dir() == (reach is reach_training)
+
+
+def test_a_learner_that_fails_is_told_in_one_line_and_simulators_are_released():
+    with training("--config", "tests.cli.stuck:broken", "--port", "0") as run:
+        with (
+            Talker(run.wait_for(LISTENING).group(1)) as simulator,
+            pytest.raises(grpc.RpcError) as ended,
+        ):
+            for step in itertools.count():
+                simulator.step(1, step)
+        code, _ = run.end(START_S)
+    assert fault_in(ended.value).reason is Reason.DRAINING
+    assert code == 1
+    said = [line for line in run.lines if "no gradient" in line]
+    assert len(said) == 1, "\n".join(run.lines)
+    assert said[0].startswith(
+        "policy-server: iteration 1 failed: ArithmeticError: no gradient today in update, "
+    )
+    assert re.search(r"tests/cli/stuck\.py:\d+ \(--debug shows more\)$", said[0])
+    assert "Traceback" not in "\n".join(run.lines)
 
 
 def test_port_taken_between_the_check_and_the_binding_is_named(tmp_path):
