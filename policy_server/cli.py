@@ -89,15 +89,19 @@ def _train(options: argparse.Namespace, ending: Ending) -> int:
 
 def _check(options: argparse.Namespace, _ending: Ending) -> int:
     from client_sdk.config import TlsConfig
-    from client_sdk.errors import PolicyClientError
+    from client_sdk.errors import InvalidValueError, PolicyClientError
     from policy_server.check import check, table
 
+    if problem := _tls_halves(options):
+        options.parser.error(problem)
     token = options.token_file.read_text().strip() if options.token_file else None
     try:
         tls = None
         if options.tls or options.tls_ca or options.tls_cert:
             tls = TlsConfig(options.tls_ca, options.tls_cert, options.tls_key)
         found = check(options.address, token=token, tls=tls, timeout_s=options.timeout)
+    except InvalidValueError as error:  # nothing was asked of anybody yet
+        options.parser.error(" ".join(str(error).split()))
     except PolicyClientError as error:
         return _fail(EXIT_FAILED, " ".join(str(error).split()))
     print(table(found))
@@ -110,12 +114,18 @@ def _inconsistent(options: argparse.Namespace) -> str | None:
         return "argument --resume: needs --checkpoint-dir"
     if options.config is not None and options.algo is not None:
         return "argument --algo: not allowed with argument --config, which names the algorithm"
-    if (options.tls_cert is None) != (options.tls_key is None):
-        return "arguments --tls-cert and --tls-key: one needs the other"
+    if problem := _tls_halves(options):
+        return problem
     if options.tls_client_ca is not None and options.tls_cert is None:
         return "argument --tls-client-ca: needs --tls-cert and --tls-key"
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         return f"argument --plot: expected a name that ends in .png, got {options.plot}"
+    return None
+
+
+def _tls_halves(options: argparse.Namespace) -> str | None:
+    if (options.tls_cert is None) != (options.tls_key is None):
+        return "arguments --tls-cert and --tls-key: one needs the other"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +77,16 @@ def _at_least(lowest: int) -> Any:
     return number
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return value
+
+
 def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -132,7 +143,7 @@ def build_parser(run: Mapping[str, Callable[..., int]]) -> argparse.ArgumentPars
         formatter_class=formatter,
         allow_abbrev=False,
     )
-    check.set_defaults(run=run["check"])
+    check.set_defaults(run=run["check"], parser=check)
     _add_check(check)
     return parser
 
@@ -266,7 +277,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-cert", metavar="PEM", type=_existing_file_name, help="for mTLS")
     parser.add_argument("--tls-key", metavar="PEM", type=_existing_file_name, help="its key")
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=5.0, help="to connect; default: 5"
+        "--timeout", metavar="SECONDS", type=_seconds, default=5.0, help="to connect; default: 5"
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 

@@ -11,6 +11,7 @@ import pytest
 from policy_server import cli
 
 TRAIN = ("train", "--env", "CartPole-v1")
+CHECK = ("check", "localhost:9900")
 
 
 def fails(capsys, *arguments):
@@ -53,6 +54,15 @@ def fails(capsys, *arguments):
         ((*TRAIN, "--set", "lrr=1", "--port", "0"), "no setting 'lrr'; did you mean 'lr'?"),
         ((*TRAIN, "--host", "0.0.0.0", "--port", "0"), "--insecure"),
         (("check",), "HOST:PORT"),
+        (("check", "nohost"), 'expected "host:port" such as "localhost:9900", got \'nohost\''),
+        (("check", "localhost:99999"), "got 'localhost:99999'"),
+        ((*CHECK, "--timeout", "0"), "--timeout: expected a positive number of seconds, got '0'"),
+        ((*CHECK, "--timeout", "nan"), "--timeout: expected a positive number of seconds"),
+        ((*CHECK, "--timeout", "soon"), "--timeout: expected a positive number of seconds"),
+        ((*CHECK, "--tls-cert", __file__), "--tls-cert and --tls-key: one needs the other"),
+        ((*CHECK, "--tls-key", __file__), "--tls-cert and --tls-key: one needs the other"),
+        ((*CHECK, "--tls-ca", "nowhere"), "argument --tls-ca: no such file: nowhere"),
+        (("check", "example.org:9900", "--token-file", __file__), "in plain text"),
     ],
 )
 def test_bad_option_gets_one_line_and_exit_code_2(capsys, arguments, said):

@@ -209,14 +209,18 @@ def test_signal_ends_everything_in_five_seconds(tmp_path, reach, number):
     assert (tmp_path / "latest").is_dir() == (reach is reach_training)
 
 
+def step_for_ever(simulator):
+    for step in itertools.count():
+        simulator.step(1, step)
+
+
 def test_a_learner_that_fails_is_told_in_one_line_and_simulators_are_released():
     with training("--config", "tests.cli.stuck:broken", "--port", "0") as run:
         with (
             Talker(run.wait_for(LISTENING).group(1)) as simulator,
             pytest.raises(grpc.RpcError) as ended,
         ):
-            for step in itertools.count():
-                simulator.step(1, step)
+            step_for_ever(simulator)
         code, _ = run.end(START_S)
     assert fault_in(ended.value).reason is Reason.DRAINING
     assert code == 1
