@@ -46,7 +46,7 @@ from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
 from policy_server.episode_metrics import EpisodeMetrics
 from policy_server.filters import MeanStdFilter
 from policy_server.handover import HandOver
-from policy_server.inference import build_factory
+from policy_server.inference import OnnxFactory, build_factory
 from policy_server.learner_view import LearnerViews, use_exact_filters
 from policy_server.policy_store import PolicyStore
 from policy_server.relay import NO_WEIGHTS, DriverPipeline, report, weights_in
@@ -75,6 +75,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
 
     Attributes:
         address: HOST:PORT of the server; empty where none is.
+        engine: Which engine chooses the actions, and why that one; empty where none does.
     """
 
     def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
@@ -136,6 +137,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         self._server: PolicyServer | None = None
         self._stopped = False
         self.address = ""
+        self.engine = ""
         if self.worker_index > 0 or self.config.num_env_runners == 0:
             self._serve()
             if not self.config.explore:
@@ -157,9 +159,10 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             self._module_to_env,
             worker_index=self.worker_index,
         )
-        _logger.info(
-            "policies are served by the %s engine: %s", self._factory.name, self._factory.reason
-        )
+        self.engine = f"the {self._factory.name} engine: {self._factory.reason}"
+        # The slower one is rarely what somebody has chosen.
+        fast = isinstance(self._factory, OnnxFactory)
+        _logger.log(logging.INFO if fast else logging.WARNING, "acting by %s", self.engine)
         self._buffer = ExperienceBuffer(
             semantics.capacity_steps,
             server_config.when_full,

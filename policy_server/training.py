@@ -184,8 +184,9 @@ class _Run:
                 noise.wanted = not overheard.text
                 raise _explained(error, overheard.text) from error
         resumed = self._restore(algo) if self._options.resume else None
-        for address in _addresses(algo):
+        for address, engine in _servers(algo):
             display.say(f"policy server listening on {address}")
+            display.say(f"acting by {engine}")
         if self._options.resume:
             display.say(f"resumed from {resumed}" if resumed else "nothing to resume: starting new")
 
@@ -304,15 +305,16 @@ def _debugging() -> bool:
     return logger.isEnabledFor(logging.DEBUG)
 
 
-def _addresses(algo: Algorithm) -> list[str]:
+def _servers(algo: Algorithm) -> list[tuple[str, str]]:
+    """Where simulators connect, and what chooses their actions there."""
     found = algo.env_runner_group.foreach_env_runner(
-        _address_of, local_env_runner=algo.config.num_env_runners == 0, timeout_seconds=30
+        _served_by, local_env_runner=algo.config.num_env_runners == 0, timeout_seconds=30
     )
-    return [address for address in found if address]
+    return [(address, engine) for address, engine in found if address]
 
 
-def _address_of(runner: Any) -> str:
-    return str(getattr(runner, "address", "") or "")
+def _served_by(runner: Any) -> tuple[str, str]:
+    return str(getattr(runner, "address", "") or ""), str(getattr(runner, "engine", ""))
 
 
 def _stop(algo: Algorithm) -> None:

@@ -118,6 +118,7 @@ def test_training_reaches_its_goal_and_resumes_where_it_stopped(tmp_path):
         with training(*common, "--stop-iters", "3", "--address-file", str(written)) as first:
             assert first.wait_for(LISTENING).group(1) == address
             assert written.read_text() == address
+            first.wait_for(r"^acting by the onnx engine: the graph of \w+ passed its check$")
             first.wait_for(r"^iteration +1 ")
             code, _ = first.end(START_S)
         assert code == 0, "\n".join(first.lines)

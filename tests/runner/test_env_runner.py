@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import threading
 import time
 
@@ -310,6 +311,28 @@ def test_only_what_is_asked_for_is_in_the_state():
     with running(ppo_config()) as runner:
         assert "rl_module" not in runner.get_state(not_components="rl_module")
         assert "rl_module" not in runner.get_state(components=["env_to_module_connector"])
+
+
+# The engine.
+
+
+def test_the_engine_is_logged_once_with_the_reason(caplog):
+    caplog.set_level(logging.INFO, "policy_server")
+    with running(ppo_config()) as runner:
+        runner.set_state(_weights(runner, 1))
+        (record,) = [record for record in caplog.records if "engine" in record.getMessage()]
+        assert record.getMessage() == f"acting by {runner.engine}"
+        assert record.levelno == logging.INFO
+        assert runner.engine.startswith("the onnx engine: the graph of ")
+
+
+def test_the_slower_engine_is_a_warning_that_says_why(caplog):
+    config = ppo_config().rl_module(model_config={"use_lstm": True, "max_seq_len": 5})
+    with running(config) as runner:
+        (record,) = [record for record in caplog.records if "engine" in record.getMessage()]
+        assert record.levelno == logging.WARNING
+        assert runner.engine.startswith("the rl_module engine: ")
+        assert len(runner.engine) > len("the rl_module engine: ")
 
 
 # Life.
