@@ -58,6 +58,8 @@ _logger = logging.getLogger(__name__)
 _IDLE_WAIT_S = 0.09
 """With no simulator connected ``sample()`` returns within 0.1 s: other runners may have some."""
 _SAY_IDLE_EVERY_S = 10.0
+_FETCH_TIMEOUT_S = 60.0
+"""For weights that Ray brings; without a bound one lost object would stop the runner for good."""
 _POLICY_SERVER = "policy_server"
 """Key of the server's numbers in the env runners' results."""
 _GAUGES = frozenset({"sessions", "episodes_open", "requests_waiting"})
@@ -127,6 +129,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         self._episode_metrics = EpisodeMetrics(self)
         self._env_runner_state_server: Any = None  # set by IMPALA
         self._weights_seq_no = 0
+        self._refused_seq_no = 0  # of weights newer than these that were not finite
         self._steps_since_weights = 0
         self._steps_since_count = 0
         self._time_after_sampling: float | None = None
@@ -349,7 +352,8 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             missing = self._policies.current is None
             report(
                 state[COMPONENT_ENV_TO_MODULE_CONNECTOR],
-                NO_WEIGHTS if missing else self._weights_seq_no,
+                # Refused ones as well: sent again, they would be refused again.
+                NO_WEIGHTS if missing else max(self._weights_seq_no, self._refused_seq_no),
             )
         return state
 
@@ -375,7 +379,8 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             self._steps_since_count = 0
         if COMPONENT_RL_MODULE in state:
             self._set_weights(state[COMPONENT_RL_MODULE], state.get(WEIGHTS_SEQ_NO, 0))
-        if missed is not None and missed[WEIGHTS_SEQ_NO] > self._weights_seq_no:
+        seen = max(self._weights_seq_no, self._refused_seq_no)
+        if missed is not None and missed[WEIGHTS_SEQ_NO] > seen:
             _logger.info(
                 "weights %d were lost on their way and are here now", missed[WEIGHTS_SEQ_NO]
             )
@@ -385,20 +390,31 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         if seq_no and seq_no == self._weights_seq_no:
             return
         if isinstance(weights, ray.ObjectRef):
-            weights = ray.get(weights)
+            try:
+                weights = ray.get(weights, timeout=_FETCH_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                kind = type(error).__name__
+                _logger.warning("weights %d did not arrive (%s); going on", seq_no, kind)
+                return
         if isinstance(weights, dict) and DEFAULT_MODULE_ID in weights:
             weights = weights[DEFAULT_MODULE_ID]
         if broken := _not_finite(weights):
-            message = f"weights {seq_no} are not finite ({broken}): the last good ones are kept"
-            _logger.error("%s", message)
-            if self._server is not None:
-                self._server.set_degraded(message)
+            if not seq_no or seq_no != self._refused_seq_no:
+                self._refuse(seq_no, broken)
             return
         self.module.set_state(weights)
+        self._refused_seq_no = 0
         if seq_no:
             self._weights_seq_no = seq_no
         if self._server is not None:
             self._publish(self._server, seq_no)
+
+    def _refuse(self, seq_no: int, broken: str) -> None:
+        self._refused_seq_no = seq_no
+        message = f"weights {seq_no} are not finite ({broken}): the last good ones are kept"
+        _logger.error("%s", message)
+        if self._server is not None:
+            self._server.set_degraded(message)
 
     def _publish(self, server: PolicyServer, seq_no: int) -> None:
         current = self._policies.current
@@ -421,7 +437,8 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             return
         try:
             state = ray.get(
-                self._env_runner_state_server.pull_if_newer.remote(self._weights_seq_no)
+                self._env_runner_state_server.pull_if_newer.remote(self._weights_seq_no),
+                timeout=_FETCH_TIMEOUT_S,
             )
         except ray.exceptions.RayError as error:
             _logger.warning("no weights from the state server (%s); going on", type(error).__name__)

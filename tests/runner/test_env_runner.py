@@ -5,10 +5,12 @@ import inspect
 import logging
 import threading
 import time
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import ray
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
@@ -258,6 +260,62 @@ def test_broken_weights_are_not_published_and_inference_goes_on(caplog):
             assert ACTIONS.contains(episode.act(OBSERVATIONS.sample()))
         runner.set_state(_weights(runner, 2))
         assert _version(runner) == 2
+
+
+def _broken(runner, seq_no):
+    state = copy.deepcopy(_weights(runner, seq_no))
+    next(iter(state["rl_module"].values())).flat[0] = np.nan
+    return state
+
+
+def test_broken_weights_are_refused_once_however_often_they_come(caplog):
+    with running(ppo_config()) as runner:
+        degraded = []
+        runner._server.set_degraded = degraded.append
+        for seq_no in (1, 1, 1, 2):
+            runner.set_state(_broken(runner, seq_no))
+        assert caplog.text.count("not finite") == len(degraded) == 2
+        runner.set_state(_weights(runner, 2))  # of a restored training, which counts anew
+        assert _version(runner) == 2
+        assert degraded[2:] == [None]
+        runner.set_state(_broken(runner, 3))
+        assert len(degraded) == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ray.exceptions.GetTimeoutError("late"), ray.exceptions.ObjectLostError("0" * 56, "", "")],
+)
+def test_weights_that_do_not_arrive_in_time_leave_the_old_ones_in_place(monkeypatch, caplog, error):
+    asked = []
+
+    def get(ref, *, timeout):
+        asked.append(timeout)
+        raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    with running(ppo_config()) as runner:
+        good = runner.module.get_state()
+        runner.set_state({"rl_module": ray.ObjectRef.nil(), "weights_seq_no": 1})
+        assert asked == [60]
+        assert "weights 1 did not arrive" in caplog.text
+        assert (_version(runner), runner._weights_seq_no) == (0, 0)
+        for name, array in good.items():
+            np.testing.assert_array_equal(runner.module.get_state()[name], array)
+        runner.set_state(_weights(runner, 1))
+        assert _version(runner) == 1
+
+
+def test_a_state_server_that_does_not_answer_stops_nobody(monkeypatch, caplog):
+    def get(ref, *, timeout):
+        assert timeout == 60
+        raise ray.exceptions.GetTimeoutError("late")
+
+    monkeypatch.setattr(ray, "get", get)
+    with running(ppo_config()) as runner, simulating(runner.address):
+        runner._env_runner_state_server = mock.Mock()
+        assert sum(map(len, runner.sample())) >= 20
+    assert "no weights from the state server (GetTimeoutError)" in caplog.text
 
 
 def test_weights_sets_of_all_modules_are_understood():
@@ -511,6 +569,18 @@ def test_weights_that_arrived_are_not_sent_again(driver_and_runner):
     runner.set_state(_weights(runner, 5))  # asynchronous algorithms leave the driver behind
     _sync_connectors(driver, runner)
     assert _version(runner) == 5
+
+
+def test_weights_that_were_refused_are_not_sent_again(driver_and_runner):
+    driver, runner = driver_and_runner
+    runner.set_state(_weights(runner, 4))
+    driver.set_state(_weights(driver, 5))
+    runner.set_state(_broken(runner, 5))
+    assert _sync_connectors(driver, runner) == {}
+    assert _version(runner) == 4
+    driver.set_state(_weights(driver, 6))  # lost
+    _sync_connectors(driver, runner)
+    assert _version(runner) == 6
 
 
 def test_a_filter_behind_stateless_connectors_is_merged_on_the_driver():
