@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ LOGGED_ACTION = "logged_action"
 """Key in the info of the observation that a step led to, where the application itself chose the
 action. In the infos, because they never become columns of a train batch unless one asks for them,
 and all episodes must have the same columns."""
+
+CHUNKS_KEPT = 100
+"""Of a running episode, for ``on_episode_end``: the latest ones, so that an episode without an end
+does not fill the memory."""
 
 _SPARSE = 4
 """Rows are picked one by one from batches that hold this many times more rows than are needed."""
@@ -85,7 +90,8 @@ class _Thread:
         self.counted: SingleAgentEpisode | None = None
         self.policy: Any = None
         self.shared_data: dict[str, Any] = {}
-        self.handed: list[SingleAgentEpisode] = []
+        # Only where a callback waits for the end:
+        self.handed: deque[SingleAgentEpisode] = deque(maxlen=CHUNKS_KEPT)
 
     @property
     def lookback(self) -> int:
@@ -206,7 +212,7 @@ class HandOver:
         """
         handed = HandedOver()
         learnt = [chunk for chunk in chunks if self._is_learnt(chunk, version)]
-        rows = _Rows(learnt)
+        rows = self._gather(learnt)
         wanted = {id(chunk) for chunk in learnt}
         for chunk in chunks:
             try:
@@ -218,8 +224,9 @@ class HandOver:
                     self._ended_between_chunks(chunk)
             except Exception:  # whatever a chunk holds, the next one is handed over
                 self.errors += 1
-                _logger.exception("a chunk of %d steps could not be handed over", chunk.steps)
-                self._ledger.discard("handover_failed", chunk.steps)
+                steps = chunk.steps if id(chunk) in wanted else 0  # else they are settled
+                _logger.exception("a chunk of %d steps could not be handed over", steps)
+                self._ledger.discard("handover_failed", steps)
                 chunk.identity.memory = None
             if chunk.end is not None:
                 (handed.ends if chunk.training else handed.evaluation_ends).append(chunk.end)
@@ -241,13 +248,21 @@ class HandOver:
             return False
         return True
 
-    def _episode(self, chunk: Chunk, rows: _Rows) -> SingleAgentEpisode:
+    def _gather(self, chunks: Sequence[Chunk]) -> _Rows | None:
+        try:
+            return _Rows(chunks)
+        except Exception:  # one of them is broken; alone, each of the others may be well
+            self.errors += 1
+            _logger.exception("%d chunks could not be gathered; each goes alone", len(chunks))
+            return None
+
+    def _episode(self, chunk: Chunk, rows: _Rows | None) -> SingleAgentEpisode:
         thread = chunk.identity.memory
         if thread is None or thread.next_step != chunk.first_step:
             # First chunk, or steps before it were lost: RLlib must not join it to earlier ones.
             thread = chunk.identity.memory = _Thread()
         try:
-            steps = self._columns(chunk, rows)
+            steps = self._columns(chunk, rows or _Rows([chunk]))
         except (KeyError, ValueError):
             # Some other chunk does not fit in with the rest; ours may be well.
             steps = self._columns(chunk, _Rows([chunk]))
@@ -488,7 +503,7 @@ class HandOver:
                 thread.outputs,
             )
         episode.is_terminated, episode.is_truncated = chunk.terminated, chunk.truncated
-        self._callbacks.episode("on_episode_end", episode, prev_episode_chunks=thread.handed)
+        self._callbacks.episode("on_episode_end", episode, prev_episode_chunks=list(thread.handed))
 
     # Running statistics of observations.
 
@@ -513,9 +528,13 @@ class HandOver:
     def _count_observations(self) -> None:
         if self._to_count:
             parts, self._to_count = self._to_count, []
-            self._views.count(
-                {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
-            )
+            try:
+                self._views.count(
+                    {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+                )
+            except Exception:  # a gap in the statistics; the experience itself is handed over
+                self.errors += 1
+                _logger.exception("observations of %d chunks were not counted", len(parts))
 
     def _count_stepwise(self, thread: _Thread, raw: Columns, start: int, stop: int) -> None:
         """Let the actor's own connectors see each observation once, in the order of the episode."""

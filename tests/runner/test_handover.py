@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.utils.replay_buffers import EpisodeReplayBuffer
 
-from policy_server.handover import LOGGED_ACTION
+from policy_server.handover import CHUNKS_KEPT, LOGGED_ACTION
 from tests.runner.support import HandOverUnderTest, Lane, ppo_config
 
 
@@ -183,6 +186,39 @@ def test_a_chunk_that_cannot_be_handed_over_costs_nobody_else(under_test, caplog
     assert "could not be handed over" in caplog.text
 
 
+def test_a_chunk_that_cannot_even_be_gathered_costs_nobody_else(under_test, caplog):
+    policy = under_test.policy()
+    bad = Lane().chunk(policy, 3, terminated=True)
+    for batch, _ in bad.rows:
+        batch.actions.clear()
+    handed = under_test.take(Lane().chunk(policy, 2), bad, Lane().chunk(policy, 4))
+    assert [len(episode) for episode in handed.episodes] == [2, 4]
+    assert [end.length for end in handed.ends] == [3]
+    assert under_test.ledger.snapshot() == {
+        "received": 0,
+        "delivered": 6,
+        "discarded_handover_failed": 3,
+    }
+    assert under_test.handover.errors == 2
+    assert "could not be gathered" in caplog.text
+
+
+def test_statistics_that_fail_cost_no_experience(caplog):
+    config = ppo_config(env_to_module_connector=lambda env, spaces, device: MeanStdFilter())
+    under_test = HandOverUnderTest(config)
+    count = under_test.views.count
+    under_test.views.count = mock.Mock(side_effect=ArithmeticError("no mean today"))
+    policy = under_test.policy()
+    assert len(under_test.take(Lane().chunk(policy, 3)).episodes) == 1
+    assert under_test.ledger.snapshot()["delivered"] == 3
+    assert under_test.handover.errors == 1
+    assert "no mean today" in caplog.text
+    under_test.views.count = count
+    under_test.take(Lane().chunk(policy, 2))
+    (statistics,) = under_test.pipeline.connectors[0].running()
+    assert statistics.num_pushes == 3  # those that failed are not tried for ever
+
+
 def test_an_episode_is_not_changed_by_what_rllib_does_to_the_one_before(under_test):
     lane, policy = Lane(), under_test.policy()
     (first,) = under_test.take(lane.chunk(policy, 3)).episodes
@@ -239,6 +275,17 @@ def test_callbacks_come_in_order_over_chunks():
         ("end", 3),
         ("seen", [1, 2, 3]),
     ]
+
+
+@pytest.mark.parametrize("callback", [_Recorder, _StepRecorder])
+def test_an_episode_without_an_end_keeps_its_latest_chunks_only(callback):
+    under_test, events = _with(callback)
+    lane, policy = Lane(), under_test.policy()
+    for _ in range(CHUNKS_KEPT + 5):
+        under_test.take(lane.chunk(policy, 2))
+    assert len(lane.identity.memory.handed) == CHUNKS_KEPT
+    under_test.take(lane.chunk(policy, 1, terminated=True))
+    assert ("end", 2 * CHUNKS_KEPT + 1) in events
 
 
 def test_callbacks_come_in_order_where_nobody_watches_steps():
