@@ -101,8 +101,10 @@ class RemoteActor:
         self._settle(track)
         columns = self.exchange.last_observation(observation, status)
         track.add_reward(reward)
-        if track.step:  # else: an episode without a step, of which the server has not heard
+        if track.step:
             self.tell(track, track.row(columns, status))
+        else:  # an episode without a step
+            self.abandon(track)
 
     def abandon(self, track: EpisodeTrack) -> None:
         """Take an episode back; nobody waits for the answer."""
@@ -126,8 +128,8 @@ class RemoteActor:
     def abandon_rows(self, track: BatchTrack, indices: Sequence[int]) -> None:
         """Take some episodes of a batch back, after whatever was asked of it before."""
         if track.pending is not None:
+            # Its answer stays for whoever asks again: those actions have been chosen.
             self._wait(track.pending)
-            track.pending = None
         last = track.abandon(indices)
         if last is not None:
             self.tell(track, last)

@@ -99,8 +99,10 @@ class AioRemoteActor:
         await self._settle(track)
         columns = self.exchange.last_observation(observation, status)
         track.add_reward(reward)
-        if track.step:  # else: an episode without a step, of which the server has not heard
+        if track.step:
             await self.tell(track, track.row(columns, status))
+        else:  # an episode without a step
+            await self.abandon(track)
 
     async def abandon(self, track: EpisodeTrack) -> None:
         """Take an episode back; nobody waits for the answer."""
@@ -125,8 +127,8 @@ class AioRemoteActor:
     async def abandon_rows(self, track: BatchTrack, indices: Sequence[int]) -> None:
         """Take some episodes of a batch back, after whatever was asked of it before."""
         if track.pending is not None:
+            # Its answer stays for whoever asks again: those actions have been chosen.
             await self._wait(track.pending)
-            track.pending = None
         last = track.abandon(indices)
         if last is not None:
             await self.tell(track, last)
@@ -190,13 +192,36 @@ class AioRemoteActor:
             # Since an earlier call, whose patience ended.
             pending.tries = 0
             self._ask_again(pending, self._stream)
+        within = self._timeouts.action_s if within_s is None else within_s
+        while (first := pending.waiter) is not None and not first.done():
+            # Whose slot it is must not be forgotten: it waits for the same answer.
+            if await self._wait_with(first, pending, within):
+                return
         waiter = pending.waiter = self._loop.create_future()
-        pending.due = self._loop.time() + (
-            self._timeouts.action_s if within_s is None else within_s
-        )
+        pending.due = self._loop.time() + within
         if self._timer is None or within_s is not None:
             self._watch()
         await waiter
+
+    async def _wait_with(
+        self, first: asyncio.Future[None], pending: Pending, within_s: float
+    ) -> bool:
+        """Wait beside another task; False: it was cancelled before there was an answer.
+
+        Raises:
+            PolicyTimeout: There is none after ``within_s``, however long the other task waits.
+            PolicyClientError: What the other task is told.
+        """
+        await asyncio.wait({first}, timeout=within_s)
+        while not first.done() and self._stream is None:
+            await asyncio.wait({first}, timeout=within_s)  # connecting: the reader's patience
+        if pending.answered:
+            return True
+        if not first.done():
+            raise overdue(pending, self._endpoint.address, within_s)
+        if not first.cancelled() and (error := first.exception()) is not None:
+            raise copy.copy(error)
+        return False
 
     def _watch(self) -> None:
         """Look again when the first of those who wait has waited long enough."""

@@ -160,6 +160,7 @@ class EpisodeTrack:
     """
 
     __slots__ = (
+        "_issued",
         "_metrics",
         "_number",
         "_numbering",
@@ -185,11 +186,12 @@ class EpisodeTrack:
         self._reward = 0.0
         self._metrics: dict[str, float] = {}
         self._resumed = False
+        self._issued = False
 
     @property
     def begun(self) -> bool:
-        """Whether the server may know of it."""
-        return self.step > 0 or self.pending is not None
+        """Whether the server may know of it; also where it refused, or failed at, every row."""
+        return self._issued
 
     def check_running(self) -> None:
         """Raise if it has ended.
@@ -243,6 +245,7 @@ class EpisodeTrack:
         rewards = [self._reward] if self._reward and self.step else []
         rows = Rows([self._number], [self.step], rewards, observation)
         self._reward = 0.0
+        self._issued = True
         if status is not Status.RUNNING:
             rows.plain = False
             rows.statuses = [status]
@@ -323,6 +326,7 @@ class BatchTrack:
         self._numbers = np.zeros(n, np.int64)
         self._steps = np.zeros(n, np.int64)
         self._begins = np.ones(n, np.bool_)  # the next row is the first of an episode
+        self._issued = np.zeros(n, np.bool_)  # the server may know the number
         self._resumed = np.zeros(n, np.bool_)  # ... or its beginning was lost
         self._any_begins = True
 
@@ -350,8 +354,11 @@ class BatchTrack:
 
         if self._any_begins:
             begins = self._begins
-            count = int(begins.sum())
-            self._numbers[begins] = np.arange(count) + self._numbering.take(count)
+            # A first row that was refused keeps its number: the server may have opened the episode.
+            fresh = begins & ~self._issued
+            if count := int(fresh.sum()):
+                self._numbers[fresh] = np.arange(count) + self._numbering.take(count)
+                self._issued |= fresh
             self._steps[begins] = 0
             if earned is not None:
                 earned = np.where(begins, 0.0, earned)
@@ -368,7 +375,10 @@ class BatchTrack:
             statuses = np.where(no_bootstrap, Status.TERMINATED, Status.TRUNCATED)
             rows.statuses = np.where(ended, statuses, Status.RUNNING).tolist()
             if self._any_begins and (empty := self._begins & ended).any():
-                # An episode without a step: there is nothing to say about it.
+                # An episode without a step: there is nothing to say about it, nor does what was
+                # lost before it concern the one that follows.
+                self._resumed[empty] = False
+                self._issued[empty & fresh] = False
                 select_rows(rows, np.flatnonzero(~empty))
         if self._any_begins:
             self._announce(rows)
@@ -425,11 +435,8 @@ class BatchTrack:
             self._resumed[row] = not self._begins[row]
             self._begins[row] = True
             self._any_begins = True
-
-    def skipped(self, ended: NDArray[np.bool_]) -> None:
-        """A call that had nothing to say: those rows ended before their first step."""
-        self._begins |= ended
-        self._any_begins = True
+        if self._any_begins:
+            self._issued &= ~self._begins
 
     def refused(self, rows: Rows) -> None:
         """See ``Track``: the same call will be made again, with its rewards."""
@@ -443,10 +450,12 @@ class BatchTrack:
         for row in indices:
             if not 0 <= row < self.n:
                 raise InvalidValueError(f"expected 0 to {self.n - 1}, got {row}", field="rows")
-        running = [row for row in dict.fromkeys(indices) if not self._begins[row]]
+        rows_given = list(dict.fromkeys(indices))
+        running = [row for row in rows_given if self._issued[row]]
         on_its_way = self.pending is not None and not self.pending.answered
         self._begins[running] = True
-        self._resumed[running] = False
+        self._issued[running] = False
+        self._resumed[rows_given] = False
         self._any_begins = bool(self._begins.any())
         if not running:
             return None
@@ -457,14 +466,15 @@ class BatchTrack:
         return rows
 
     def running(self) -> list[int]:
-        """Rows whose episode has begun and not ended."""
-        return np.flatnonzero(~self._begins).tolist()
+        """Rows whose episode the server may know, and that has not ended."""
+        return np.flatnonzero(self._issued).tolist()
 
     def restarted(self, rows: Rows | None) -> tuple[int, int]:
         """See ``Track``."""
         if rows is None:
             lost = ~self._begins
             self._begins[:] = True
+            self._issued[:] = False
             self._resumed |= lost
             self._any_begins = True
             return int(lost.sum()), 0

@@ -219,6 +219,28 @@ def test_an_idle_batch_goes_on_under_new_numbers():
     assert list(rows.resumed) == [rows.episodes[0]]
 
 
+def test_episodes_that_end_without_a_step_after_a_restart_leave_nothing_to_resume():
+    batch = BatchTrack(Numbering(), 2, PLAIN)
+    step(batch)
+    batch.restarted(None)
+    assert step(batch, 0, 1) is None
+    assert list(step(batch).resumed) == []
+
+
+def test_a_refused_first_row_keeps_its_number():
+    batch = BatchTrack(Numbering(), 2, PLAIN)
+    first = batch.rows(columns(0, 1))
+    batch.refused(first)
+    assert step(batch).episodes == first.episodes == [1, 2]
+
+
+def test_a_batch_takes_back_first_rows_that_were_refused():
+    batch = BatchTrack(Numbering(), 2, PLAIN)
+    batch.refused(batch.rows(columns(0, 1)))
+    assert batch.abandon(batch.running()).episodes == [1, 2]
+    assert batch.running() == []
+
+
 def test_abandoned_rows_begin_anew():
     batch = BatchTrack(Numbering(), 3, PLAIN)
     assert batch.abandon([0, 1]) is None

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from client_sdk import AsyncPolicyClient, PolicyClient
+from client_sdk import AsyncPolicyClient, PolicyClient, PolicyTimeout, Timeouts, aio_actor
 from client_sdk.errors import (
     ClosedClientError,
     ConcurrentUseError,
@@ -18,8 +18,10 @@ from client_sdk.errors import (
     InvalidValueError,
     NotConnectedError,
 )
-from tests.client.support import PATIENCE_S, QUICK, connected, seen
+from tests.client.support import PATIENCE_S, QUICK, ScriptedServer, connected, seen
 from tests.servers import serving
+
+BRIEF = Timeouts(connect_s=3.0, action_s=1.0, reconnect_s=1.0, close_s=0.3)
 
 
 def run_python(code, *arguments, timeout=60, **environment):
@@ -334,3 +336,46 @@ CLOSED_BY_HANDLER = """
 def test_a_signal_handler_may_close_the_client_under_a_call(hold):
     with serving(hold=hold) as server:
         assert run_python(CLOSED_BY_HANDLER, server.address, timeout=20) == "closed"
+
+
+def test_closing_releases_a_task_that_waits_for_a_row_nobody_else_waited_for():
+    async def main(address):
+        client = AsyncPolicyClient(address, timeouts=BRIEF)
+        await client.connect()
+        client._exchange.logged_actions_welcome = True
+        episode = client.episode()
+        await episode.log_action(seen(0), 1)
+        waiting = asyncio.create_task(episode.log_action(seen(1), 1))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_S):
+            await client.close()
+            with pytest.raises(ClosedClientError):
+                await waiting
+
+    with ScriptedServer() as server:
+        server.on_act = lambda _: None
+        asyncio.run(main(server.address))
+
+
+def test_two_tasks_may_wait_for_one_answer(monkeypatch):
+    monkeypatch.setattr(aio_actor, "MAX_UNANSWERED", 0)
+
+    async def main(address):
+        async with AsyncPolicyClient(address, timeouts=BRIEF) as client:
+            client._exchange.logged_actions_welcome = True
+            oldest, other = client.episode(), client.episode()
+            await oldest.log_action(seen(0), 1)
+            crowded = asyncio.create_task(other.log_action(seen(0), 1))
+            await asyncio.sleep(0)
+            own = asyncio.create_task(oldest.log_action(seen(1), 1))
+            await asyncio.sleep(0)
+            crowded.cancel()
+            async with asyncio.timeout(PATIENCE_S):
+                with pytest.raises(PolicyTimeout):
+                    await own
+                with pytest.raises(asyncio.CancelledError):
+                    await crowded
+
+    with ScriptedServer() as server:
+        server.on_act = lambda _: None
+        asyncio.run(main(server.address))

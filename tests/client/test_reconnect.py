@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from client_sdk import PolicyTimeout, Timeouts
+from client_sdk import BatchError, PolicyTimeout, Timeouts
 from client_sdk.config import Address, TlsConfig
 from client_sdk.diagnosis import diagnose
 from client_sdk.errors import (
@@ -18,6 +18,7 @@ from client_sdk.errors import (
     ConnectError,
     ConnectRefused,
     ConnectTimeout,
+    InternalServerError,
     NameNotResolved,
     TlsError,
 )
@@ -352,3 +353,66 @@ def test_closing_from_another_thread_wakes_a_held_call(kind):
         with pytest.raises((ClosedClientError, ConnectError)):
             client.get_action(client.start_episode(), np.zeros(4))
         assert time.monotonic() - start < 5.0
+
+
+def test_abandoning_rows_after_a_timeout_keeps_the_answer_of_the_others(kind):
+    with (
+        serving(hold=True, hold_timeout_s=PATIENCE_S, need_logp=False) as server,
+        connected(kind, server.address, timeouts=Timeouts(action_s=0.5, close_s=0.5)) as client,
+        client.episodes(2) as batch,
+    ):
+        with pytest.raises(PolicyTimeout):
+            batch.act(all_seen(0, 10))
+        taking = threading.Thread(target=lambda: server.collect(2, timeout_s=PATIENCE_S))
+        taking.start()
+        batch.abandon([1])
+        assert batch.act(all_seen(0, 10)).tolist() == [0, 0]
+        assert server.ledger()["received"] == 0
+        batch.act(all_seen(1, 20), [1, 1])
+        assert server.ledger()["received"] == 1
+        batch.act(all_seen(2, 21), [1, 1], [True, True])
+        taking.join(PATIENCE_S)
+        assert server.ledger()["received"] == 3
+
+
+# -- the policy fails ------------------------------------------------------------------------------
+
+
+class FailingPolicy:
+    """One that cannot act."""
+
+    version = 2
+
+    def infer(self, observations, greedy, contexts):
+        raise RuntimeError("no action")
+
+
+def wait_until_none_is_open(server):
+    until = time.monotonic() + PATIENCE_S
+    while server.server.stats()["episodes_open"] > 0:
+        assert time.monotonic() < until
+        threading.Event().wait(0.01)
+
+
+def test_episodes_whose_first_row_failed_do_not_stay_open(kind, server):
+    server.policies.publish(FailingPolicy())
+    with connected(kind, server.address) as client:
+        for _ in range(50):
+            with client.episode() as episode, pytest.raises(InternalServerError):
+                episode.act(seen(0))
+        ended = client.start_episode()
+        with pytest.raises(InternalServerError):
+            client.get_action(ended, seen(0))
+        client.end_episode(ended, seen(0))
+        wait_until_none_is_open(server)
+
+
+def test_retried_first_calls_of_a_batch_do_not_leave_episodes_open(kind, server):
+    server.policies.publish(FailingPolicy())
+    with connected(kind, server.address) as client:
+        with client.episodes(3) as batch:
+            for _ in range(5):
+                with pytest.raises((BatchError, InternalServerError)):
+                    batch.act(all_seen(0, 1, 2))
+            assert server.server.stats()["episodes_open"] <= 3
+        wait_until_none_is_open(server)
