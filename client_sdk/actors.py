@@ -302,6 +302,7 @@ class RemoteActor:
                 raise
             self._target, self._connection, self._stream = target, connection, stream
             self._again.clear()
+            stream.send(self.exchange.presence())
             for pending in unanswered:
                 stream.send(pending.data)
             if self._closing.is_set():

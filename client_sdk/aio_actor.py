@@ -370,6 +370,7 @@ class AioRemoteActor:
                 await connection.close()
                 raise
             self._connection, self._stream = connection, stream
+            self._spawn(stream.send(self.exchange.presence()))
             now = self._loop.time()
             for pending in unanswered:
                 pending.due = max(pending.due, now + self._timeouts.action_s)

@@ -45,6 +45,8 @@ class PolicyClient(ClientBase):
     Args:
         address: ``"host:port"`` or ``"http://host:port"``.
         inference_mode: ``"remote"``: the server is asked for every action.
+        update_interval: Seconds between two fetches of the policy by local inference, as RLlib's old
+            client has it; None: as often as it changes. Without effect with remote inference.
         token: Bearer token; refused over plaintext beyond this machine unless ``insecure``.
         tls: Certificates; None: plaintext.
         insecure: Send the token in plaintext to other machines all the same.
@@ -64,6 +66,7 @@ class PolicyClient(ClientBase):
         self,
         address: str,
         inference_mode: str = "remote",
+        update_interval: float | None = None,
         *,
         token: str | None = None,
         tls: TlsConfig | None = None,
@@ -75,7 +78,8 @@ class PolicyClient(ClientBase):
     ) -> None:
         super().__init__(
             address,
-            inference_mode=inference_mode,
+            inference_mode,
+            update_interval,
             token=token,
             tls=tls,
             insecure=insecure,

@@ -33,8 +33,9 @@ class ClientBase:
     def __init__(
         self,
         address: str,
-        *,
         inference_mode: str = "remote",
+        update_interval: float | None = None,
+        *,
         token: str | None = None,
         tls: TlsConfig | None = None,
         insecure: bool = False,
@@ -51,6 +52,12 @@ class ClientBase:
                 f'expected "remote", got {inference_mode!r}: this release asks the server for '
                 'every action, so use inference_mode="remote"',
                 field="inference_mode",
+            )
+        # "not >" refuses NaN as well.
+        if update_interval is not None and not update_interval > 0:
+            raise InvalidValueError(
+                f"expected a positive number of seconds or None, got {update_interval!r}",
+                field="update_interval",
             )
         self._address = Address.parse(address)
         check_token(token, self._address, tls=tls is not None, insecure=insecure)

@@ -193,6 +193,12 @@ class Exchange:
             pending.again = None
         return unanswered
 
+    def presence(self) -> bytes:
+        """The first message of a stream, with nothing in it: from here on it keeps the lease."""
+        message = pb.StreamActRequest()
+        message.act.session_id = self._opened.id
+        return message.SerializeToString()
+
     def _open(self, response: pb.OpenSessionResponse, previous: Session | None) -> None:
         major = response.protocol_version.partition(".")[0]
         if major != PROTOCOL_VERSION.partition(".")[0]:

@@ -125,7 +125,7 @@ class ScriptedServer:
 
     Attributes:
         hellos: Every OpenSessionRequest.
-        asked: Every StreamActRequest, in the order of arrival.
+        asked: Every StreamActRequest with rows, in the order of arrival.
         goodbyes: Every CloseSessionRequest.
         on_open: Makes the answer to a hello, or raises a Fault.
         on_act: Makes the answer to a request; None: stays silent; or raises a Fault.
@@ -212,6 +212,8 @@ class ScriptedServer:
 
     def _stream(self, requests: Iterator[pb.StreamActRequest], _: Any) -> Iterator[bytes]:
         for request in requests:
+            if not request.act.groups:  # it only says whose stream this is
+                continue
             self.asked.put(request)
             try:
                 response = self.on_act(request)

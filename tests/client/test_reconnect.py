@@ -416,3 +416,15 @@ def test_retried_first_calls_of_a_batch_do_not_leave_episodes_open(kind, server)
                     batch.act(all_seen(0, 1, 2))
             assert server.server.stats()["episodes_open"] <= 3
         wait_until_none_is_open(server)
+
+
+def test_an_idle_client_keeps_its_session(kind):
+    with (
+        serving(lease_s=0.5, need_logp=False) as server,
+        connected(kind, server.address) as client,
+    ):
+        threading.Event().wait(1.5)
+        client.get_action(client.start_episode(), seen(0))
+        assert client.stats.sessions_lost == client.stats.reconnects == 0
+        assert server.server.stats()["sessions_expired"] == 0
+        assert server.server.stats()["sessions_opened"] == 1

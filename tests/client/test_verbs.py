@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from client_sdk import BatchError
+from client_sdk import AsyncPolicyClient, BatchError, PolicyClient
 from client_sdk.errors import (
     ClosedClientError,
     EpisodeEndedError,
@@ -567,3 +567,16 @@ def test_an_end_right_before_closing_arrives(kind, server):
 def test_an_address_may_be_written_as_a_url(kind, server, prefix):
     with connected(kind, f"{prefix}{server.address}") as client:
         assert client.ping() > 0.0
+
+
+def test_the_third_argument_is_the_update_interval_of_old_programs(server):
+    with PolicyClient(server.address, "remote", 10.0) as client:
+        assert client.get_action(client.start_episode(), seen(0)) == 0
+    AsyncPolicyClient(server.address, "remote", 10.0)
+
+
+@pytest.mark.parametrize("interval", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("make", [PolicyClient, AsyncPolicyClient])
+def test_an_update_interval_that_is_not_positive_is_refused(make, interval):
+    with pytest.raises(InvalidValueError, match="update_interval"):
+        make("localhost:9900", update_interval=interval)
