@@ -5,12 +5,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CUDA = re.compile("nvidia|cuda|triton")
+"""PyPI's torch for Linux brings it along, and pins it itself; the CPU build has none of it."""
 HEAVY = ("ray", "torch", "onnx", "onnxruntime", "matplotlib", "rich")
 
 
@@ -47,6 +51,33 @@ def test_lock_pins_every_direct_dependency():
     for requirement in [*PROJECT["dependencies"], *extras]:
         name = re.match(r"[A-Za-z0-9._-]+", requirement).group()
         assert canonical(name) in pinned, f"{name} is not in requirements.lock: run `make lock`"
+
+
+def test_lock_pins_what_the_dependencies_depend_on():
+    """Recursively, as they are installed here; the pins are within what each of them asks for."""
+    pinned = dict(line.split("==") for line in pins())
+    versions = {canonical(name): version for name, version in pinned.items()}
+    extras = [name for group in PROJECT["optional-dependencies"].values() for name in group]
+    todo = [Requirement(text) for text in [*PROJECT["dependencies"], *extras]]
+    done = set()
+    while todo:
+        requirement = todo.pop()
+        name = canonical(requirement.name)
+        if name == "policy-server" or CUDA.match(name) or str(requirement) in done:
+            continue
+        done.add(str(requirement))
+        assert name in versions, f"{requirement} is not in requirements.lock: run `make lock`"
+        assert requirement.specifier.contains(versions[name], prereleases=True), requirement
+        try:
+            texts = metadata.requires(requirement.name) or ()
+        except metadata.PackageNotFoundError:  # one of the tools for developers, not needed here
+            continue
+        for text in texts:
+            needed = Requirement(text)
+            wanted = ({"extra": extra} for extra in ("", *requirement.extras))
+            if needed.marker is None or any(map(needed.marker.evaluate, wanted)):
+                todo.append(needed)
+    assert len(done) > len(extras)
 
 
 def test_client_needs_neither_ray_nor_torch_nor_onnxruntime():

@@ -7,6 +7,9 @@ import ipaddress
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
@@ -92,24 +95,15 @@ class Authority:
     """A certificate authority of one test."""
 
     def __init__(self, directory) -> None:
-        x509 = pytest.importorskip("cryptography.x509")
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        self.x509, self.ec = x509, ec
         self.directory = directory
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = self._sign(directory.name, self.key, None, authority=True)
         self.pem = self._pem(self.certificate)
 
     def _pem(self, certificate) -> bytes:
-        from cryptography.hazmat.primitives import serialization
-
         return certificate.public_bytes(serialization.Encoding.PEM)
 
     def _sign(self, name, key, alternatives, *, authority=False, days=(-1, 1)):
-        from cryptography.hazmat.primitives import hashes
-
-        x509 = self.x509
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         issuer = subject if authority else self.certificate.subject
         now = dt.datetime.now(dt.UTC)
@@ -131,10 +125,7 @@ class Authority:
 
     def issue(self, name: str, *, ip: str | None = "127.0.0.1", days=(-1, 1)) -> tuple[str, str]:
         """Paths of a certificate and its key."""
-        from cryptography.hazmat.primitives import serialization
-
-        x509 = self.x509
-        key = self.ec.generate_private_key(self.ec.SECP256R1())
+        key = ec.generate_private_key(ec.SECP256R1())
         alternatives = [x509.DNSName(name)]
         if ip is not None:
             alternatives.append(x509.IPAddress(ipaddress.ip_address(ip)))
