@@ -109,6 +109,7 @@ class RemoteActor:
     def abandon(self, track: EpisodeTrack) -> None:
         """Take an episode back; nobody waits for the answer."""
         if track.begun:
+            self.exchange.withdraw(track)
             self.tell(track, track.last_row())
 
     def act_batch(
@@ -337,6 +338,12 @@ class RemoteActor:
 
     def finish(self) -> None:
         """See that ended episodes have arrived, and close the session: within ``close_s``."""
+        try:
+            self._say_goodbye()
+        finally:  # also where it is interrupted
+            self.abort()
+
+    def _say_goodbye(self) -> None:
         until = time.monotonic() + self._timeouts.close_s
         try:
             for pending in list(self.exchange.pending.values()):
@@ -352,7 +359,6 @@ class RemoteActor:
                 left_s = max(until - time.monotonic(), 0.1)
                 request = pb.CloseSessionRequest(session_id=session.id)
                 self._connection.close_session(request, left_s)
-        self.abort()
 
     def abort(self) -> None:
         """Let go of everything, without a word."""

@@ -38,6 +38,7 @@ class AsyncPolicyClient(ClientBase):
 
     _what = "AsyncPolicyClient"
     _actor: AioRemoteActor | None = None
+    _connecting: asyncio.Lock | None = None
 
     async def connect(self) -> None:
         """Open the session; nothing happens if it is open.
@@ -47,6 +48,12 @@ class AsyncPolicyClient(ClientBase):
             UnauthenticatedError: The token is missing or wrong.
             SpaceMismatchError: The server's spaces are others; the message says where.
         """
+        if self._connecting is None:
+            self._connecting = asyncio.Lock()
+        async with self._connecting:  # a second task finds what the first has opened
+            await self._connect()
+
+    async def _connect(self) -> None:
         if self._actor is not None:
             self._guard.check()
             return
@@ -295,6 +302,7 @@ class AsyncEpisodeBatch:
         self._closed = True
         client, track = self._client, self._track
         actor = client._check()
+        actor.withdraw(track)
         last = track.abandon(track.running())
         client._exchange.tracks.discard(track)
         if last is not None:

@@ -107,6 +107,7 @@ class AioRemoteActor:
     async def abandon(self, track: EpisodeTrack) -> None:
         """Take an episode back; nobody waits for the answer."""
         if track.begun:
+            self.withdraw(track)
             await self.tell(track, track.last_row())
 
     async def act_batch(
@@ -132,6 +133,13 @@ class AioRemoteActor:
         last = track.abandon(indices)
         if last is not None:
             await self.tell(track, last)
+
+    def withdraw(self, track: Track) -> None:
+        """Do not repeat what the server put off; whoever waits for it is told why it did."""
+        pending = track.pending
+        self.exchange.withdraw(track)
+        if pending is not None and pending.answered:
+            _wake(pending)
 
     async def tell(self, track: Track, rows: Rows) -> None:
         """Send rows that end what they speak of."""
@@ -395,6 +403,12 @@ class AioRemoteActor:
 
     async def finish(self) -> None:
         """See that ended episodes have arrived, and close the session: within ``close_s``."""
+        try:
+            await self._say_goodbye()
+        finally:  # also where it is interrupted
+            await self.abort()
+
+    async def _say_goodbye(self) -> None:
         until = time.monotonic() + self._timeouts.close_s
         told = [pending for pending in self.exchange.pending.values() if pending.told]
         try:
@@ -410,7 +424,6 @@ class AioRemoteActor:
                 left_s = max(until - time.monotonic(), 0.1)
                 request = pb.CloseSessionRequest(session_id=session.id)
                 await connection.close_session(request, left_s)
-        await self.abort()
 
     async def abort(self) -> None:
         """Let go of everything, without a word; whoever waits is told so."""

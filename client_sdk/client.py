@@ -475,6 +475,7 @@ class EpisodeBatch:
             return
         client = self._client
         with client._guard:
+            client._exchange.withdraw(self._track)
             last = self._track.abandon(self._track.running())
             if last is not None:
                 client._actor.tell(self._track, last)

@@ -31,7 +31,7 @@ from client_sdk.errors import (
     SpaceMismatchError,
     error_from_fault,
 )
-from client_sdk.templates import USABLE, RowsTemplate
+from client_sdk.templates import RowsTemplate, usable
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
@@ -76,7 +76,6 @@ class Session:
     """Its credential; in messages only."""
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
-    policy_id: str
     lease_s: float
     max_rows_per_request: int
     """0: no limit was named."""
@@ -151,6 +150,7 @@ class Exchange:
         self._observations: SpaceCodec
         self._actions: SpaceCodec
         self._limit_bytes = 0
+        self._refills = False
         self._next_request = 1
         self._message = pb.StreamActRequest()
         self._templates: dict[int, RowsTemplate] = {}
@@ -235,13 +235,13 @@ class Exchange:
                     )
         limits = response.limits
         self._limit_bytes = limits.max_message_bytes
+        self._refills = usable(self._observations)
         self._templates.clear()
         self.policy_version = response.policy_version
         self.session = Session(
             id=response.session_id,
             observation_space=observation_space,
             action_space=action_space,
-            policy_id=spec.policy_id,
             lease_s=response.lease.ToMicroseconds() / 1e6,
             max_rows_per_request=limits.max_rows_per_request,
             max_open_episodes=limits.max_open_episodes,
@@ -387,7 +387,7 @@ class Exchange:
 
     def _encode(self, pending: Pending) -> bytes:
         rows = pending.rows
-        if rows.plain and USABLE:
+        if rows.plain and self._refills:
             n = len(rows.episodes)
             data = (self._templates.get(n) or self._template(n)).fill(pending.number, rows)
             rows.observations = None  # the caller's memory, from here on
@@ -463,7 +463,7 @@ class Exchange:
                 self.session_lost = True
                 return None
             if asks_again(failure):
-                pending.again = pending.why = failure
+                self._put_off(pending, failure)
             else:
                 pending.failure = failure
                 self._finish(pending)
@@ -472,12 +472,31 @@ class Exchange:
             self._finish(pending)
         return pending
 
+    def withdraw(self, track: Track) -> None:
+        """Do not repeat what the server put off: it would begin what has been taken back."""
+        pending = track.pending
+        if pending is not None and pending.again is not None:
+            pending.failure = pending.again
+            self._finish(pending)
+
+    def _put_off(self, pending: Pending, fault: Fault) -> None:
+        """The server wants to be asked later, unless nobody wants to know any more."""
+        if not pending.final and pending.track not in self.tracks:
+            pending.failure = fault
+            self._finish(pending)
+            return
+        if fault.reason is Reason.LIMIT_EXCEEDED and (
+            pending.why is None or pending.why.reason is not fault.reason
+        ):
+            logger.warning("waiting, for the server is at a limit: %s", fault.message)
+        pending.again = pending.why = fault
+
     def _answered(self, pending: Pending, group: pb.ActionRows) -> None:
         if group.faults:
             faults = {each.index: Fault.from_detail(each.error) for each in group.faults}
             for fault in faults.values():
                 if asks_again(fault):
-                    pending.again = pending.why = fault
+                    self._put_off(pending, fault)
                     return
             pending.faults = faults
         if version := group.policy_version:

@@ -6,17 +6,20 @@ Owned by one ``Exchange``.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.tensors import wire_dtype
 
 if TYPE_CHECKING:
     from client_sdk.episode import Rows
     from client_sdk.wire.batches import SpaceCodec
 
-USABLE = sys.byteorder == "little"
-"""Columns are copied as they lie in memory, and the wire is little-endian."""
+
+def usable(codec: SpaceCodec) -> bool:
+    """Whether columns may be copied as they lie in memory: the wire is little-endian."""
+    dtypes = [codec.leaf(path).dtype for path in codec.paths]
+    return all(wire_dtype(dtype) == dtype for dtype in dtypes)
 
 
 class RowsTemplate:

@@ -379,3 +379,32 @@ def test_two_tasks_may_wait_for_one_answer(monkeypatch):
     with ScriptedServer() as server:
         server.on_act = lambda _: None
         asyncio.run(main(server.address))
+
+
+def test_connecting_twice_at_once_opens_one_session(server):
+    async def main():
+        client = AsyncPolicyClient(server.address, timeouts=QUICK)
+        await asyncio.gather(client.connect(), client.connect())
+        assert server.server.stats()["sessions_opened"] == 1
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_close_that_is_cancelled_lets_go_all_the_same():
+    async def main(address):
+        client = AsyncPolicyClient(address, timeouts=QUICK)
+        await client.connect()
+        client._exchange.logged_actions_welcome = True
+        await client.episode().log_action(seen(0), 1)
+        closing = asyncio.create_task(client.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert client._actor._stream is None
+        assert client._actor._reader.done()
+
+    with ScriptedServer() as server:
+        server.on_act = lambda _: None
+        asyncio.run(main(server.address))

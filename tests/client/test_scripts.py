@@ -380,3 +380,34 @@ def test_observations_are_sent_as_they_were_when_the_call_was_made(client, scrip
         == second.act.groups[0].observations.leaves[""].data
         == bytes(16)
     )
+
+
+FULL = Fault(Reason.LIMIT_EXCEEDED, "max_open_episodes=1", retry_after_s=0.05)
+
+
+def test_a_first_row_that_was_put_off_is_not_repeated_once_taken_back(kind, scripted):
+    scripted.on_act = refusing(scripted, *[FULL] * 1000)
+    with connected(kind, scripted.address, timeouts=HASTY) as client:
+        with client.episode() as episode, pytest.raises(PolicyTimeout):
+            episode.act(seen(0))
+        with client.episodes(2) as batch, pytest.raises(PolicyTimeout):
+            batch.act(all_seen(0, 1))
+        scripted.on_act = scripted.answer
+        with client.episode() as last:
+            last.act(seen(7))
+        client.close()
+        running: set[int] = set()
+        while not scripted.asked.empty():
+            (rows,) = scripted.next_asked().act.groups
+            for number, status in zip(
+                rows.episodes, rows.statuses or [1] * len(rows.episodes), strict=True
+            ):
+                (running.discard if status == 4 else running.add)(number)
+        assert running == set()
+
+
+def test_waiting_at_a_limit_is_logged_once_with_what_the_server_says(client, scripted, caplog):
+    scripted.on_act = refusing(scripted, *[FULL] * 3)
+    with caplog.at_level(logging.WARNING, "client_sdk"):
+        client.get_action(client.start_episode(), seen(0))
+    assert caplog.text.count("max_open_episodes=1") == 1
