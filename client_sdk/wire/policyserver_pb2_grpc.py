@@ -105,8 +105,11 @@ class PolicyServiceServicer:
         then: the server remembers each running agent's last row and, for a lease, how each episode
         ended. No rows at all: a heartbeat.
 
+        A request is answered as a whole, when all of its rows are.
+
         A server that holds actions back while it learns (hold mode) answers late, or after some
-        seconds with NOT_READY: ask again.
+        seconds with NOT_READY: ask again. Evaluation rows are not held, but they wait along in a
+        request that also holds training rows: keep the two apart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
