@@ -50,6 +50,14 @@ def test_python_in_documents_is_python(document):
         ast.parse(block)
 
 
+def test_benchmarks_that_documents_name_exist():
+    text = "".join(document.read_text() for document in DOCUMENTS)
+    named = set(re.findall(r"python -m (benchmarks\.\w+)", text))
+    assert {"benchmarks.inference", "benchmarks.acting", "benchmarks.wire_columns"} <= named
+    for name in named:
+        assert (ROOT / name.replace(".", "/")).with_suffix(".py").is_file(), name
+
+
 def test_conversation_of_the_protocol_takes_place():
     (conversation,) = blocks("docs/protocol.md", "python")
     with serving() as server:
