@@ -10,9 +10,6 @@ from urllib.parse import urlsplit
 
 from client_sdk.errors import InvalidValueError
 
-PROTOCOL_VERSION = "1.0"
-"""Of the contract that this client speaks."""
-
 Pem = bytes | str | PathLike[str]
 """PEM data itself, or the path of a file of it."""
 

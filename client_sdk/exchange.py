@@ -17,7 +17,6 @@ import gymnasium as gym
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from client_sdk.config import PROTOCOL_VERSION
 from client_sdk.episode import Numbering, Rows, Status, Track
 from client_sdk.errors import (
     BatchError,
@@ -32,6 +31,7 @@ from client_sdk.errors import (
     error_from_fault,
 )
 from client_sdk.templates import RowsTemplate, usable
+from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault, Reason

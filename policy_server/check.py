@@ -11,8 +11,9 @@ import numpy as np
 from gymnasium import spaces
 
 from client_sdk import PolicyClient
-from client_sdk.config import PROTOCOL_VERSION, Timeouts, TlsConfig
+from client_sdk.config import Timeouts, TlsConfig
 from client_sdk.errors import PolicyTimeout, UnavailableError
+from client_sdk.wire import PROTOCOL_VERSION
 
 _ACTIONS = 100
 _PINGS = 20

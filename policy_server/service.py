@@ -17,6 +17,7 @@ import grpc
 import gymnasium as gym
 from google.protobuf.message import DecodeError, Message
 
+from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.spaces import diff, space_to_proto
@@ -25,9 +26,6 @@ from policy_server.episodes import MAX_METRICS, EpisodeOptions, EpisodeStore
 from policy_server.faults import abort, as_fault, incidents
 from policy_server.rows import Group, RowRecorder
 from policy_server.sessions import Call, Session, SessionRegistry
-
-PROTOCOL_VERSION = "1.0"
-"""Major and minor version of the contract that this server speaks."""
 
 SERVICE_NAME = "policyserver.v1.PolicyService"
 

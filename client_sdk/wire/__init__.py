@@ -3,3 +3,6 @@
 Both sides use it: the client directly, the policy server for the other direction. Nothing here
 does I/O, and everything may be used from any thread.
 """
+
+PROTOCOL_VERSION = "1.0"
+"""Major and minor version of the contract that this release speaks."""
