@@ -110,8 +110,10 @@ class Case(NamedTuple):
     goal_actions_per_s: float | None = None
 
 
-def cases(peer: str, server: str, client: PolicyClient, seconds: float) -> list[Case]:
-    """What is measured, for about so many seconds each."""
+def cases(
+    peer: str, server: str, client: PolicyClient, loop: asyncio.Runner, seconds: float
+) -> list[Case]:
+    """What is measured, for about so many seconds each; all of asyncio's on one loop."""
     sizes = {rows: request_bytes(client, rows) for rows in (1, 64)}
     return [
         Case(
@@ -131,8 +133,8 @@ def cases(peer: str, server: str, client: PolicyClient, seconds: float) -> list[
         Case(
             "64 streams, 1 row per message",
             1,
-            lambda: asyncio.run(echo.streams(peer, sizes[1], int(150 * seconds), 64)),
-            lambda: asyncio.run(act_streams(server, 64, int(100 * seconds))),
+            lambda: loop.run(echo.streams(peer, sizes[1], int(150 * seconds), 64)),
+            lambda: loop.run(act_streams(server, 64, int(100 * seconds))),
             goal_ratio=0.7,
         ),
     ]
@@ -187,10 +189,10 @@ def main() -> None:
     options = parser.parse_args()
 
     with echo.EchoProcess() as peer, ServerProcess() as server:
-        with PolicyClient(server.address) as client:
+        with PolicyClient(server.address) as client, asyncio.Runner() as loop:
             results = [
                 measure(case, options.rounds)
-                for case in cases(peer.address, server.address, client, options.seconds)
+                for case in cases(peer.address, server.address, client, loop, options.seconds)
             ]
         ledger = server.stop()["ledger"]
     report.print_table(
