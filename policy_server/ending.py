@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -127,5 +128,23 @@ class Ending:
             print(_SHOW_CURSOR, end="")  # a live display has hidden it
         sys.stdout.flush()
         sys.stderr.flush()
-        # Ray's processes follow: they are bound to this one's life by the kernel.
+        # The kernel would have the node follow, but some of Ray's helpers take their time.
+        for child in _children("self"):
+            _kill_tree(child)
         os._exit(128 + received[0])
+
+
+def _children(pid: int | str) -> list[int]:
+    found: list[int] = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread is gone
+            found += map(int, listed.read_text(encoding="ascii").split())
+    return found
+
+
+def _kill_tree(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no more of them meanwhile
+        for child in _children(pid):
+            _kill_tree(child)
+        os.kill(pid, signal.SIGKILL)

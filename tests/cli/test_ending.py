@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 # Each says "ready" when the signal may come.
@@ -58,6 +59,20 @@ with Ending() as ending:
     finally:
         print("torn apart", flush=True)
 """
+# A child that ignores the signal, and a child of its own.
+FAMILY = """
+import subprocess, sys
+from policy_server.ending import Ending
+CHILD = '''
+import signal, subprocess
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+grandchild = subprocess.Popen(["sleep", "60"])
+print("ready", flush=True)
+grandchild.wait()
+'''
+with Ending() as ending, ending.at_once():
+    subprocess.run([sys.executable, "-c", CHILD])
+"""
 AFTERWARDS = """
 import signal, sys, threading
 from policy_server.ending import Ending
@@ -102,6 +117,16 @@ def test_second_signal_does_not_disturb_the_cleaning_up():
     code, out, _ = run(WAITS, signal.SIGINT, times=3)
     assert out == "cleaned up\n"
     assert code == 130
+
+
+def test_nothing_that_it_started_stays_when_it_is_ended():
+    with subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) == 2
+        process.terminate()
+        assert process.wait(20) == 143
+        assert not psutil.wait_procs(family, timeout=5)[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
