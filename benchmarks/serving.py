@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import subprocess
 import sys
@@ -64,12 +63,12 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
 
 def _serve(hidden: int, buffer_fragments: float) -> None:
     import gymnasium as gym
-    import torch
     from ray.rllib.algorithms.ppo import PPOConfig
 
     from policy_server import PolicyServerConfig, PolicyServerEnvRunner
+    from policy_server.env_runner import dedicate_process
 
-    torch.set_num_threads(1)
+    dedicate_process()
     env = gym.make("CartPole-v1")
     config = (
         PPOConfig()
@@ -92,7 +91,6 @@ def _serve(hidden: int, buffer_fragments: float) -> None:
     )
     runner = PolicyServerEnvRunner(config=config, worker_index=0)
     runner.set_state(state={"rl_module": runner.module.get_state(), "weights_seq_no": 1})
-    gc.freeze()
     print(json.dumps({"address": runner.address}), flush=True)
 
     ended = threading.Event()
