@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -57,6 +57,30 @@ class AioConnection:
     async def act(self, request: pb.ActRequest, timeout_s: float) -> pb.ActResponse:
         """Call ``Act``; raises as ``open_session``."""
         return await self._unary("Act", request, pb.ActResponse, timeout_s)
+
+    async def get_policy(
+        self, request: pb.GetPolicyRequest, timeout_s: float
+    ) -> AsyncIterator[pb.GetPolicyResponse]:
+        """Call ``GetPolicy``: a header, then pieces; raises as ``open_session``, while read."""
+        call: Any = self._channel.unary_stream(
+            method("GetPolicy"),
+            pb.GetPolicyRequest.SerializeToString,
+            pb.GetPolicyResponse.FromString,
+        )
+        parts = call(request, timeout=timeout_s, metadata=self._metadata or None)
+        try:
+            async for part in parts:
+                yield part
+        except grpc.aio.AioRpcError as error:
+            raise _error_of_call(error) from None
+        finally:
+            parts.cancel()
+
+    async def upload_episodes(
+        self, request: pb.UploadEpisodesRequest, timeout_s: float
+    ) -> pb.UploadEpisodesResponse:
+        """Call ``UploadEpisodes``; raises as ``open_session``."""
+        return await self._unary("UploadEpisodes", request, pb.UploadEpisodesResponse, timeout_s)
 
     def stream_act(self) -> AioStream:
         """Call ``StreamAct``."""

@@ -12,7 +12,7 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -301,6 +301,33 @@ class Connection:
     def act(self, request: pb.ActRequest, timeout_s: float) -> pb.ActResponse:
         """Call ``Act``; raises as ``open_session``."""
         return self._unary("Act", request, pb.ActResponse.FromString, timeout_s)
+
+    def get_policy(
+        self, request: pb.GetPolicyRequest, timeout_s: float
+    ) -> Iterator[pb.GetPolicyResponse]:
+        """Call ``GetPolicy``: a header, then pieces; raises as ``open_session``, while read.
+
+        Closing the iterator cancels the call.
+        """
+        call: Any = self._channel.unary_stream(
+            method("GetPolicy"),
+            pb.GetPolicyRequest.SerializeToString,
+            pb.GetPolicyResponse.FromString,
+        )
+        parts = call(request, timeout=timeout_s, metadata=self._metadata)
+        try:
+            yield from parts
+        except grpc.RpcError as error:
+            raise _error_of_call(error) from None
+        finally:
+            parts.cancel()
+
+    def upload_episodes(
+        self, request: pb.UploadEpisodesRequest, timeout_s: float
+    ) -> pb.UploadEpisodesResponse:
+        """Call ``UploadEpisodes``; raises as ``open_session``."""
+        reader = pb.UploadEpisodesResponse.FromString
+        return self._unary("UploadEpisodes", request, reader, timeout_s)
 
     def stream_act(self) -> Stream:
         """Call ``StreamAct``."""

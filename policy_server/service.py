@@ -90,6 +90,8 @@ class PolicyService:
                 "CloseSession": _unary(self._close_session),
                 "Act": _unary(self._act),
                 "StreamAct": grpc.stream_stream_rpc_method_handler(self._stream_act),
+                "GetPolicy": grpc.unary_stream_rpc_method_handler(self._get_policy),
+                "UploadEpisodes": _unary(self._upload_episodes),
             },
         )
 
@@ -108,12 +110,7 @@ class PolicyService:
             raise _draining()
         _check_protocol(request.protocol_version)
         if request.inference_mode == pb.INFERENCE_MODE_LOCAL:
-            raise Fault(
-                Reason.NO_LOCAL_INFERENCE,
-                "this server serves remote inference only; open the session with "
-                "INFERENCE_MODE_REMOTE",
-                "inference_mode",
-            )
+            raise _no_local_inference(request)
         if request.inference_mode != pb.INFERENCE_MODE_REMOTE:
             raise Fault(
                 Reason.WRONG_MODE,
@@ -187,6 +184,15 @@ class PolicyService:
             await abort(context, fault)
         finally:
             self._streams.discard(stream)
+
+    # Acting alone.
+
+    async def _get_policy(self, data: bytes, context: _Context) -> None:
+        request = _parse(pb.GetPolicyRequest, data)
+        await abort(context, _no_local_inference(request))
+
+    async def _upload_episodes(self, data: bytes) -> Message:
+        raise _no_local_inference(_parse(pb.UploadEpisodesRequest, data))
 
     def session_of(self, request: pb.ActRequest) -> Session:
         """The session that a request names, its lease renewed."""
@@ -438,6 +444,14 @@ def _parse(kind: type[_MessageT], data: bytes) -> _MessageT:
         raise Fault(
             Reason.MALFORMED_TENSOR, f"not a {kind.__name__}: {len(data)} bytes do not parse"
         ) from None
+
+
+def _no_local_inference(_request: Message) -> Fault:
+    return Fault(
+        Reason.NO_LOCAL_INFERENCE,
+        "this server serves remote inference only; open the session with INFERENCE_MODE_REMOTE",
+        "inference_mode",
+    )
 
 
 def _check_protocol(version: str) -> None:

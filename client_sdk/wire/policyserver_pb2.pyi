@@ -131,7 +131,7 @@ class OpenSessionRequest(_message.Message):
     def __init__(self, client_name: _Optional[str] = ..., protocol_version: _Optional[str] = ..., inference_mode: _Optional[_Union[InferenceMode, str]] = ..., agents: _Optional[_Mapping[str, AgentSpec]] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
-    __slots__ = ("session_id", "protocol_version", "agents", "lease", "limits", "policy_version", "redirect_address", "client_config")
+    __slots__ = ("session_id", "protocol_version", "agents", "lease", "limits", "policy_version", "redirect_address", "steps_per_upload", "client_config", "delivered_sequence", "holds")
     class AgentsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -146,7 +146,10 @@ class OpenSessionResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     REDIRECT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_UPLOAD_FIELD_NUMBER: _ClassVar[int]
     CLIENT_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     protocol_version: str
     agents: _containers.MessageMap[str, AgentSpec]
@@ -154,8 +157,11 @@ class OpenSessionResponse(_message.Message):
     limits: Limits
     policy_version: int
     redirect_address: str
+    steps_per_upload: int
     client_config: _struct_pb2.Struct
-    def __init__(self, session_id: _Optional[str] = ..., protocol_version: _Optional[str] = ..., agents: _Optional[_Mapping[str, AgentSpec]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., policy_version: _Optional[int] = ..., redirect_address: _Optional[str] = ..., client_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    delivered_sequence: int
+    holds: bool
+    def __init__(self, session_id: _Optional[str] = ..., protocol_version: _Optional[str] = ..., agents: _Optional[_Mapping[str, AgentSpec]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., policy_version: _Optional[int] = ..., redirect_address: _Optional[str] = ..., steps_per_upload: _Optional[int] = ..., client_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., delivered_sequence: _Optional[int] = ..., holds: _Optional[bool] = ...) -> None: ...
 
 class AgentSpec(_message.Message):
     __slots__ = ("observation_space", "action_space", "policy_id")
@@ -289,6 +295,101 @@ class StreamActResponse(_message.Message):
     act: ActResponse
     error: ErrorDetail
     def __init__(self, request: _Optional[int] = ..., act: _Optional[_Union[ActResponse, _Mapping]] = ..., error: _Optional[_Union[ErrorDetail, _Mapping]] = ...) -> None: ...
+
+class GetPolicyRequest(_message.Message):
+    __slots__ = ("session_id", "policy_id", "have_sha256", "wait")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_ID_FIELD_NUMBER: _ClassVar[int]
+    HAVE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    policy_id: str
+    have_sha256: bytes
+    wait: _duration_pb2.Duration
+    def __init__(self, session_id: _Optional[str] = ..., policy_id: _Optional[str] = ..., have_sha256: _Optional[bytes] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class GetPolicyResponse(_message.Message):
+    __slots__ = ("header", "piece")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    header: PolicyHeader
+    piece: bytes
+    def __init__(self, header: _Optional[_Union[PolicyHeader, _Mapping]] = ..., piece: _Optional[bytes] = ...) -> None: ...
+
+class PolicyHeader(_message.Message):
+    __slots__ = ("policy_id", "policy_version", "size_bytes", "sha256")
+    POLICY_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    policy_id: str
+    policy_version: int
+    size_bytes: int
+    sha256: bytes
+    def __init__(self, policy_id: _Optional[str] = ..., policy_version: _Optional[int] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("sequence", "episode", "agent", "policy_id", "policy_version", "policy_sha256", "first_step", "observations", "actions", "rewards", "outputs", "status", "env_steps", "logged")
+    class OutputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Tensor
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EPISODE_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    POLICY_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    REWARDS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ENV_STEPS_FIELD_NUMBER: _ClassVar[int]
+    LOGGED_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    episode: int
+    agent: str
+    policy_id: str
+    policy_version: int
+    policy_sha256: bytes
+    first_step: int
+    observations: Batch
+    actions: Batch
+    rewards: Tensor
+    outputs: _containers.MessageMap[str, Tensor]
+    status: StepStatus
+    env_steps: _containers.RepeatedScalarFieldContainer[int]
+    logged: bool
+    def __init__(self, sequence: _Optional[int] = ..., episode: _Optional[int] = ..., agent: _Optional[str] = ..., policy_id: _Optional[str] = ..., policy_version: _Optional[int] = ..., policy_sha256: _Optional[bytes] = ..., first_step: _Optional[int] = ..., observations: _Optional[_Union[Batch, _Mapping]] = ..., actions: _Optional[_Union[Batch, _Mapping]] = ..., rewards: _Optional[_Union[Tensor, _Mapping]] = ..., outputs: _Optional[_Mapping[str, Tensor]] = ..., status: _Optional[_Union[StepStatus, str]] = ..., env_steps: _Optional[_Iterable[int]] = ..., logged: _Optional[bool] = ...) -> None: ...
+
+class UploadEpisodesRequest(_message.Message):
+    __slots__ = ("session_id", "starts", "chunks", "metrics")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    starts: _containers.RepeatedCompositeFieldContainer[EpisodeStart]
+    chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
+    metrics: _containers.RepeatedCompositeFieldContainer[EpisodeMetrics]
+    def __init__(self, session_id: _Optional[str] = ..., starts: _Optional[_Iterable[_Union[EpisodeStart, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[EpisodeMetrics, _Mapping]]] = ...) -> None: ...
+
+class UploadEpisodesResponse(_message.Message):
+    __slots__ = ("accepted_sequence", "delivered_sequence", "policy_version", "faults")
+    ACCEPTED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    accepted_sequence: int
+    delivered_sequence: int
+    policy_version: int
+    faults: _containers.RepeatedCompositeFieldContainer[Fault]
+    def __init__(self, accepted_sequence: _Optional[int] = ..., delivered_sequence: _Optional[int] = ..., policy_version: _Optional[int] = ..., faults: _Optional[_Iterable[_Union[Fault, _Mapping]]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data")

@@ -32,10 +32,11 @@ class PolicyServiceStub:
 
     Actions, and learning from them, for simulators that keep their own clock.
 
-    Open a session, then ask for every action (Act, StreamAct).
+    Open a session. Then either ask for every action (Act, StreamAct), or download the policy, act
+    alone and send the experience back in chunks (GetPolicy, UploadEpisodes).
 
     A failed call is a gRPC status whose trailer "policyserver-error-bin" holds an ErrorDetail. A
-    failed row is reported in band and does not disturb the others.
+    failed row or chunk is reported in band and does not disturb the others.
 
     Every call may be repeated within the lease, after a timeout or on a new connection: nothing is
     recorded twice. A request refused with INVALID_ARGUMENT has recorded nothing.
@@ -67,6 +68,16 @@ class PolicyServiceStub:
                 request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.StreamActRequest.SerializeToString,
                 response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.StreamActResponse.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_stream(
+                '/policyserver.v1.PolicyService/GetPolicy',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
+        self.UploadEpisodes = channel.unary_unary(
+                '/policyserver.v1.PolicyService/UploadEpisodes',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.UploadEpisodesRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.UploadEpisodesResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -76,10 +87,11 @@ class PolicyServiceServicer:
 
     Actions, and learning from them, for simulators that keep their own clock.
 
-    Open a session, then ask for every action (Act, StreamAct).
+    Open a session. Then either ask for every action (Act, StreamAct), or download the policy, act
+    alone and send the experience back in chunks (GetPolicy, UploadEpisodes).
 
     A failed call is a gRPC status whose trailer "policyserver-error-bin" holds an ErrorDetail. A
-    failed row is reported in band and does not disturb the others.
+    failed row or chunk is reported in band and does not disturb the others.
 
     Every call may be repeated within the lease, after a timeout or on a new connection: nothing is
     recorded twice. A request refused with INVALID_ARGUMENT has recorded nothing.
@@ -123,6 +135,21 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicy(self, request, context):
+        """A header, then the ONNX file in pieces of at most 1 MiB; the header alone if the caller has it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadEpisodes(self, request, context):
+        """One call at a time per session, chunks in the order of their numbers. In hold mode the answer
+        comes when the server wants more experience, or after some seconds NOT_READY: ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +173,16 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.StreamActRequest.FromString,
                     response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.StreamActResponse.SerializeToString,
             ),
+            'GetPolicy': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.GetPolicyRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'UploadEpisodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadEpisodes,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.UploadEpisodesRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.UploadEpisodesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'policyserver.v1.PolicyService', rpc_method_handlers)
@@ -161,10 +198,11 @@ class PolicyService:
 
     Actions, and learning from them, for simulators that keep their own clock.
 
-    Open a session, then ask for every action (Act, StreamAct).
+    Open a session. Then either ask for every action (Act, StreamAct), or download the policy, act
+    alone and send the experience back in chunks (GetPolicy, UploadEpisodes).
 
     A failed call is a gRPC status whose trailer "policyserver-error-bin" holds an ErrorDetail. A
-    failed row is reported in band and does not disturb the others.
+    failed row or chunk is reported in band and does not disturb the others.
 
     Every call may be repeated within the lease, after a timeout or on a new connection: nothing is
     recorded twice. A request refused with INVALID_ARGUMENT has recorded nothing.
@@ -268,6 +306,60 @@ class PolicyService:
             '/policyserver.v1.PolicyService/StreamAct',
             client__sdk_dot_wire_dot_policyserver__pb2.StreamActRequest.SerializeToString,
             client__sdk_dot_wire_dot_policyserver__pb2.StreamActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/policyserver.v1.PolicyService/GetPolicy',
+            client__sdk_dot_wire_dot_policyserver__pb2.GetPolicyRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadEpisodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyserver.v1.PolicyService/UploadEpisodes',
+            client__sdk_dot_wire_dot_policyserver__pb2.UploadEpisodesRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.UploadEpisodesResponse.FromString,
             options,
             channel_credentials,
             insecure,
