@@ -22,7 +22,8 @@ from client_sdk.errors import (
     UnavailableError,
     UnknownSessionError,
 )
-from client_sdk.exchange import Exchange, Pending, logger, overdue
+from client_sdk.exchange import Exchange, Pending, overdue
+from client_sdk.session import logger
 from client_sdk.transport import (
     MAX_REDIRECTS,
     Attempts,

@@ -24,7 +24,8 @@ from client_sdk.errors import (
     UnavailableError,
     UnknownSessionError,
 )
-from client_sdk.exchange import Exchange, Pending, logger, overdue
+from client_sdk.exchange import Exchange, Pending, overdue
+from client_sdk.session import logger
 from client_sdk.transport import MAX_REDIRECTS, Attempts, Disconnected, Endpoint
 from client_sdk.wire import policyserver_pb2 as pb
 

@@ -21,7 +21,8 @@ from client_sdk.episode import (
     numbers_of_info,
 )
 from client_sdk.errors import InvalidValueError, LimitExceededError, NotConnectedError
-from client_sdk.exchange import ClientStats, Exchange, Session
+from client_sdk.exchange import Exchange
+from client_sdk.session import ClientStats, Session
 from client_sdk.transport import Endpoint, Guard
 
 

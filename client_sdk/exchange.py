@@ -6,82 +6,31 @@ sends again what ``adopt`` says. Owned by one client; one of its calls, or its l
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import math
 import random
 from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
-from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from client_sdk.episode import Numbering, Rows, Status, Track
+from client_sdk.episode import Numbering, Rows, Track
 from client_sdk.errors import (
     BatchError,
-    IncompatibleProtocolError,
     InternalServerError,
-    InvalidValueError,
     LimitExceededError,
-    NotConnectedError,
-    NotFiniteError,
     PolicyTimeout,
-    SpaceMismatchError,
     error_from_fault,
 )
+from client_sdk.session import Handshake, logger
 from client_sdk.templates import RowsTemplate, usable
-from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import Columns, SpaceCodec
+from client_sdk.wire.batches import Columns
 from client_sdk.wire.faults import Fault, Reason
-from client_sdk.wire.spaces import diff, space_from_proto, space_to_proto
-
-logger = logging.getLogger("client_sdk")
-
-AGENT = ""
-"""The only agent of single-agent work."""
 
 _MAX_TEMPLATES = 8
 """Of different numbers of rows."""
 
 _ASK_AGAIN = frozenset({Reason.NOT_READY, Reason.DRAINING})
-
-
-@dataclasses.dataclass
-class ClientStats:
-    """What became of connections and episodes so far. Counters only go up."""
-
-    requests: int = 0
-    """Messages sent, repetitions not counted."""
-    asked_again: int = 0
-    """Messages repeated because the server said "not now"."""
-    reconnects: int = 0
-    """Connections lost and made again."""
-    sessions_lost: int = 0
-    """Sessions that the server no longer knew: it restarted, or the lease was over."""
-    episodes_resumed: int = 0
-    """Episodes that went on in another session as new ones, their beginning lost."""
-    ends_lost: int = 0
-    """Ends of episodes that were on their way when the session was lost."""
-    rows_refused: int = 0
-    """Rows that the server refused."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """What was agreed when it was opened."""
-
-    id: str = dataclasses.field(repr=False)
-    """Its credential; in messages only."""
-    observation_space: gym.Space[Any]
-    action_space: gym.Space[Any]
-    lease_s: float
-    max_rows_per_request: int
-    """0: no limit was named."""
-    max_open_episodes: int
-    max_message_bytes: int
-    config: dict[str, Any]
 
 
 class Pending:
@@ -123,8 +72,8 @@ class Pending:
         return min(0.05 * 2.0 ** min(self.tries, 10), 1.0) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-class Exchange:
-    """The client's side of the conversation: numbers, codecs, and what is not answered."""
+class Exchange(Handshake):
+    """The client's side of the conversation: numbers, and what is not answered."""
 
     def __init__(
         self,
@@ -132,23 +81,16 @@ class Exchange:
         observation_space: gym.Space[Any] | None = None,
         action_space: gym.Space[Any] | None = None,
     ) -> None:
-        self.stats = ClientStats()
+        super().__init__(client_name, pb.INFERENCE_MODE_REMOTE, observation_space, action_space)
         self.numbering = Numbering()
         self.pending: dict[int, Pending] = {}
         """Sent and not answered, by number, in the order of sending."""
         self.tracks: set[Track] = set()
         """Whatever is running; the shell adds and removes."""
-        self.session: Session | None = None
         self.session_lost = False
         """The server has just said that it knows no such session: open it again."""
         self.logged_actions_welcome = False
         """The session has accepted one; whether it does depends on the algorithm."""
-        self.policy_version = 0
-        """Of the latest answer."""
-        self._name = client_name
-        self._expected = (observation_space, action_space)
-        self._observations: SpaceCodec
-        self._actions: SpaceCodec
         self._limit_bytes = 0
         self._refills = False
         self._next_request = 1
@@ -156,21 +98,6 @@ class Exchange:
         self._templates: dict[int, RowsTemplate] = {}
 
     # -- the session ---------------------------------------------------------------------------
-
-    def hello(self) -> pb.OpenSessionRequest:
-        """Opens the session, or takes it up again."""
-        request = pb.OpenSessionRequest(
-            client_name=self._name,
-            protocol_version=PROTOCOL_VERSION,
-            inference_mode=pb.INFERENCE_MODE_REMOTE,
-            session_id=self.session.id if self.session else "",
-        )
-        observation_space, action_space = self._expected
-        if observation_space is not None:
-            request.agents[AGENT].observation_space.CopyFrom(space_to_proto(observation_space))
-        if action_space is not None:
-            request.agents[AGENT].action_space.CopyFrom(space_to_proto(action_space))
-        return request
 
     def adopt(self, response: pb.OpenSessionResponse) -> list[Pending]:
         """Work under that session from now on.
@@ -182,8 +109,10 @@ class Exchange:
             PolicyClientError: This client cannot work with what the server offers.
         """
         previous = self.session
-        if previous is None or previous.id != response.session_id:
-            self._open(response, previous)
+        if self.agree(response):
+            self._limit_bytes = self.opened.max_message_bytes
+            self._refills = usable(self.observation_codec)
+            self._templates.clear()
         self.session_lost = False
         if previous is not None and previous.id != response.session_id:
             self.logged_actions_welcome = False
@@ -196,58 +125,8 @@ class Exchange:
     def presence(self) -> bytes:
         """The first message of a stream, with nothing in it: from here on it keeps the lease."""
         message = pb.StreamActRequest()
-        message.act.session_id = self._opened.id
+        message.act.session_id = self.opened.id
         return message.SerializeToString()
-
-    def _open(self, response: pb.OpenSessionResponse, previous: Session | None) -> None:
-        major = response.protocol_version.partition(".")[0]
-        if major != PROTOCOL_VERSION.partition(".")[0]:
-            raise IncompatibleProtocolError(
-                f"the server speaks protocol {response.protocol_version!r}, this client "
-                f"{PROTOCOL_VERSION!r}; install matching releases"
-            )
-        if list(response.agents) != [AGENT]:
-            raise SpaceMismatchError(
-                f"the server expects agents {sorted(response.agents)}; this client plays a single "
-                "agent",
-                field="agents",
-            )
-        spec = response.agents[AGENT]
-        if previous is None:
-            try:
-                observation_space = space_from_proto(spec.observation_space)
-                action_space = space_from_proto(spec.action_space)
-                self._observations = SpaceCodec(observation_space)
-                self._actions = SpaceCodec(action_space)
-            except Fault as fault:
-                raise error_from_fault(fault) from None
-        else:
-            observation_space, action_space = previous.observation_space, previous.action_space
-            for name, ours, theirs in (
-                ("observation_space", observation_space, spec.observation_space),
-                ("action_space", action_space, spec.action_space),
-            ):
-                if difference := diff(ours, theirs):
-                    raise SpaceMismatchError(
-                        f"the server that answers now has another one: {difference}. "
-                        "Make a new client.",
-                        field=name,
-                    )
-        limits = response.limits
-        self._limit_bytes = limits.max_message_bytes
-        self._refills = usable(self._observations)
-        self._templates.clear()
-        self.policy_version = response.policy_version
-        self.session = Session(
-            id=response.session_id,
-            observation_space=observation_space,
-            action_space=action_space,
-            lease_s=response.lease.ToMicroseconds() / 1e6,
-            max_rows_per_request=limits.max_rows_per_request,
-            max_open_episodes=limits.max_open_episodes,
-            max_message_bytes=limits.max_message_bytes,
-            config=_plain(json_format.MessageToDict(response.client_config)),
-        )
 
     def _restart(self) -> None:
         """Carry everything unanswered and everything running over to the new session."""
@@ -285,73 +164,11 @@ class Exchange:
         """Take the columns of a sent request back from its own bytes."""
         group = pb.StreamActRequest.FromString(pending.data).act.groups[0]
         rows, n = pending.rows, len(group.episodes)
-        rows.observations = self._observations.decode(group.observations, n, "observations")
+        rows.observations = self.observation_codec.decode(group.observations, n, "observations")
         if group.HasField("logged_actions"):
-            rows.logged_actions = self._actions.decode(group.logged_actions, n, "logged_actions")
-
-    # -- values --------------------------------------------------------------------------------
-
-    def observation(self, value: Any) -> Columns:
-        """One observation as columns.
-
-        Raises:
-            InvalidValueError: It is none of the space, or not finite.
-        """
-        codec = self._observations
-        try:
-            columns = codec.columns_of(value)
-        except Fault as fault:
-            raise error_from_fault(fault) from None
-        if faults := codec.row_faults(columns, "observation"):
-            raise error_from_fault(faults[0])
-        return columns
-
-    def last_observation(self, value: Any, status: Status) -> Columns | None:
-        """The observation that ends an episode, if there is one.
-
-        Raises:
-            InvalidValueError: It is none of the space; or missing, where it is learnt from.
-        """
-        if value is not None:
-            return self.observation(value)
-        if status is Status.TRUNCATED:
-            raise InvalidValueError(
-                "a truncated episode needs its last observation: the learner bootstraps from it",
-                field="observation",
+            rows.logged_actions = self.action_codec.decode(
+                group.logged_actions, n, "logged_actions"
             )
-        return None
-
-    def logged_action(self, value: Any, logp: float | None) -> Columns:
-        """One action as columns.
-
-        Raises:
-            InvalidValueError: It is none of the space, or its log-density no finite number.
-        """
-        if logp is not None and not math.isfinite(logp):
-            raise NotFiniteError(f"expected a finite number, got {logp}", field="logp")
-        codec = self._actions
-        try:
-            columns = codec.columns_of(value, "action")
-        except Fault as fault:
-            raise error_from_fault(fault) from None
-        if faults := codec.row_faults(columns, "action", True):
-            raise error_from_fault(faults[0])
-        return columns
-
-    def observations(self, values: Any, n: int) -> Columns:
-        """N observations as columns.
-
-        Raises:
-            InvalidValueError: They are no N observations of the space.
-            BatchError: Some of them are not finite.
-        """
-        try:
-            columns = self._observations.columns_of_batch(values, n)
-        except Fault as fault:
-            raise error_from_fault(fault) from None
-        if faults := self._observations.row_faults(columns, "observations"):
-            raise BatchError({row: error_from_fault(fault) for row, fault in faults.items()})
-        return columns
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -392,7 +209,7 @@ class Exchange:
             data = (self._templates.get(n) or self._template(n)).fill(pending.number, rows)
             rows.observations = None  # the caller's memory, from here on
             return data
-        message, session = self._message, self._opened
+        message, session = self._message, self.opened
         message.Clear()
         message.request = pending.number
         act = message.act
@@ -417,10 +234,10 @@ class Exchange:
         if rows.statuses:
             group.statuses.extend(rows.statuses)  # type: ignore[arg-type]
         if rows.observations is not None:
-            self._observations.encode(rows.observations, group.observations)
+            self.observation_codec.encode(rows.observations, group.observations)
             rows.observations = None  # the caller's memory, from here on
         if rows.logged_actions is not None:
-            self._actions.encode(rows.logged_actions, group.logged_actions)
+            self.action_codec.encode(rows.logged_actions, group.logged_actions)
             group.logged_logps.extend(rows.logged_logps)
             rows.logged_actions = None
         return message.SerializeToString()
@@ -428,15 +245,9 @@ class Exchange:
     def _template(self, n: int) -> RowsTemplate:
         if len(self._templates) >= _MAX_TEMPLATES:
             self._templates.clear()
-        template = RowsTemplate(self._opened.id, self._observations, n)
+        template = RowsTemplate(self.opened.id, self.observation_codec, n)
         self._templates[n] = template
         return template
-
-    @property
-    def _opened(self) -> Session:
-        if self.session is None:
-            raise NotConnectedError("no session is open")
-        return self.session
 
     def take(self, data: bytes) -> Pending | None:
         """Read an answer.
@@ -505,7 +316,7 @@ class Exchange:
         if actions.leaves:
             try:
                 n = len(pending.rows.episodes)
-                pending.actions = self._actions.decode(actions, n, "actions")
+                pending.actions = self.action_codec.decode(actions, n, "actions")
             except Fault as fault:
                 pending.failure = fault
         self._finish(pending)
@@ -544,7 +355,7 @@ class Exchange:
         actions = pending.actions
         if actions is None:
             raise error_from_fault(_nonsense("expected an action"))
-        return self._actions.value(actions, 0)
+        return self.action_codec.value(actions, 0)
 
     def acknowledge(self, pending: Pending) -> None:
         """See that nothing of that request was refused.
@@ -570,21 +381,17 @@ class Exchange:
             raise error_from_fault(pending.failure)
         columns, index, faults = pending.actions, pending.rows.index, pending.faults
         if columns is None:
-            columns = self._actions.zeros(n)
+            columns = self.action_codec.zeros(n)
         elif index is not None:
-            some, columns = columns, self._actions.zeros(n)
+            some, columns = columns, self.action_codec.zeros(n)
             for path, column in some.items():
                 columns[path][index] = column
-        actions = self._actions.batched_value(columns)
+        actions = self.action_codec.batched_value(columns)
         if faults:
             errors = map(error_from_fault, faults.values())
             rows = _callers_rows(pending.rows, faults)
             raise BatchError(dict(zip(rows, errors, strict=True)), actions)
         return actions
-
-    def no_actions(self, n: int) -> Any:
-        """N actions that mean nothing."""
-        return self._actions.batched_value(self._actions.zeros(n))
 
 
 def overdue(pending: Pending, address: object, waited_s: float) -> PolicyTimeout:
@@ -609,14 +416,3 @@ def _callers_rows(rows: Rows, faults: Iterable[int]) -> list[int]:
 
 def _nonsense(expected: str) -> Fault:
     return Fault(Reason.INTERNAL, f"the server's answer breaks the contract: {expected}")
-
-
-def _plain(value: Any) -> Any:
-    """JSON as Python has it: Struct knows only floats, where most settings are whole numbers."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from client_sdk.client import PolicyClient
 from client_sdk.config import Timeouts, TlsConfig
 from client_sdk.errors import InvalidValueError
-from client_sdk.exchange import ClientStats
+from client_sdk.session import ClientStats
 
 RECENT_EPISODES = 100
 """Whose mean return a summary gives."""
