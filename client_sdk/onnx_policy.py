@@ -77,7 +77,8 @@ class PolicySpec:
     action_space: str
     """The same, of the actions that the application executes."""
     distribution: str
-    """``categorical``, ``multi_categorical``, ``diag_gaussian`` or ``epsilon_greedy``."""
+    """``categorical``, ``multi_categorical``, ``diag_gaussian``, ``squashed_gaussian`` or
+    ``epsilon_greedy``."""
     noise: NoiseSpec
     inputs: tuple[InputSpec, ...]
     roles: Mapping[str, str]

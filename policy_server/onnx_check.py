@@ -16,6 +16,7 @@ from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
 from ray.rllib.connectors.module_to_env import NormalizeAndClipActions
 from ray.rllib.core.columns import Columns as RLlibColumns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
 from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 
 from client_sdk.onnx_policy import NoisePool, OnnxPolicy
@@ -83,7 +84,7 @@ def check_template(
         noise = NoisePool(plan.noise, rng).take(np.zeros(rows, np.bool_))
         found = _run(policy, columns, noise)
         _check_export(plan, columns, noise, found)
-        _check_rllib(plan, module, batch, found)
+        _check_rllib(plan, module, batch, noise, found)
         _check_executed(module_to_env, action_space, found)
 
 
@@ -153,7 +154,11 @@ def _check_export(
 
 
 def _check_rllib(
-    plan: GraphPlan, module: Any, batch: dict[str, Any], found: dict[str, NDArray[Any]]
+    plan: GraphPlan,
+    module: Any,
+    batch: dict[str, Any],
+    noise: NDArray[np.float32],
+    found: dict[str, NDArray[Any]],
 ) -> None:
     with torch.no_grad():
         if plan.distribution == "epsilon_greedy":
@@ -163,10 +168,39 @@ def _check_rllib(
         expected = module.forward_exploration(batch, t=0)[RLlibColumns.ACTION_DIST_INPUTS]
         _compare("action_dist_inputs", found["action_dist_inputs"], expected.numpy(), _TOLERANCE)
         # Of the graph's own inputs: where a deviation is tiny, a rounding of the mean counts.
-        own = torch.from_numpy(found["action_dist_inputs"])
-        distribution = module.get_exploration_action_dist_cls().from_logits(own)
-        logp = distribution.logp(torch.from_numpy(found["actions"]))
-        _compare("action_logp", found["action_logp"], logp.numpy(), _LOGP_TOLERANCE)
+        own = found["action_dist_inputs"]
+        if plan.distribution == "squashed_gaussian":
+            actions, logp = squashed_gaussian(own, noise)
+            _compare("actions", found["actions"], actions, _TOLERANCE)
+        else:
+            distribution = module.get_exploration_action_dist_cls().from_logits(
+                torch.from_numpy(own)
+            )
+            logp = distribution.logp(torch.from_numpy(found["actions"])).numpy()
+        _compare("action_logp", found["action_logp"], logp, _LOGP_TOLERANCE)
+
+
+def squashed_gaussian(
+    inputs: NDArray[np.float32], noise: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """SAC's actions and their log-densities by the book.
+
+    RLlib's own ``logp`` is no yardstick: it inverts the rounded action.
+
+    Args:
+        inputs: Means and logs of the deviations, ``[N, 2 d]``.
+        noise: ``[N, d]``.
+
+    Returns:
+        ``[N, d]`` and ``[N]``.
+    """
+    mean, log_std = np.split(inputs.astype(np.float64), 2, axis=-1)
+    log_std = np.clip(log_std, MIN_LOG_NN_OUTPUT, MAX_LOG_NN_OUTPUT)
+    x = mean + np.exp(log_std) * noise
+    normal = -0.5 * (np.square(noise) + np.log(2.0 * np.pi)) - log_std
+    # log(1 - tanh(x)^2) = -2 log cosh(x)
+    change = -2.0 * (np.logaddexp(x, -x) - np.log(2.0))
+    return np.tanh(x), (normal - change).sum(axis=-1)
 
 
 def _check_executed(

@@ -18,6 +18,7 @@ import tree
 from ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module import DefaultAPPOTorchRLModule
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.connectors.common import (
     AddObservationsFromEpisodesToBatch,
     AddStatesFromEpisodesToBatch,
@@ -39,6 +40,7 @@ from ray.rllib.core.distribution.torch.torch_distribution import (
     TorchCategorical,
     TorchDiagGaussian,
     TorchMultiCategorical,
+    TorchSquashedGaussian,
 )
 from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
@@ -47,20 +49,23 @@ from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 from client_sdk.onnx_policy import InputSpec, NoiseSpec
 from client_sdk.wire.leaves import child_path
 from policy_server.filters import MeanStdFilter as ExactMeanStdFilter
-from policy_server.onnx_graphs import (
+from policy_server.onnx_actions import (
+    BoxActions,
     Categorical,
     DiagGaussian,
     EpsilonGreedy,
-    Flatten,
-    GaussianNet,
-    LogitNet,
     MultiCategorical,
-    PolicyGraph,
-    QNet,
-    Standardize,
+    SquashedGaussian,
 )
+from policy_server.onnx_graphs import AtomsNet, GaussianNet, LogitNet, PolicyGraph, QNet
+from policy_server.onnx_observations import Flatten, Standardize
 
-_MODULES = (DefaultPPOTorchRLModule, DefaultAPPOTorchRLModule, DefaultDQNTorchRLModule)
+_MODULES = (
+    DefaultPPOTorchRLModule,
+    DefaultAPPOTorchRLModule,
+    DefaultDQNTorchRLModule,
+    DefaultSACTorchRLModule,
+)
 _ENV_TO_MODULE_DEFAULTS = (
     AddObservationsFromEpisodesToBatch,
     AddTimeDimToBatchAndZeroPad,
@@ -76,6 +81,10 @@ _MODULE_TO_ENV_DEFAULTS = (
     NormalizeAndClipActions,
     ListifyDataForVectorEnv,
 )
+_GAUSSIANS: dict[type, tuple[type[DiagGaussian | SquashedGaussian], str]] = {
+    TorchDiagGaussian: (DiagGaussian, "diag_gaussian"),
+    TorchSquashedGaussian: (SquashedGaussian, "squashed_gaussian"),
+}
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -136,7 +145,8 @@ def plan_graph(
         distribution = "epsilon_greedy"
     else:
         net, act, noise, distribution = _actor_parts(module, action_space, executed)
-        recorded = ("action_logp", "action_dist_inputs")
+        if kind is not DefaultSACTorchRLModule:
+            recorded = ("action_logp", "action_dist_inputs")
     graph = PolicyGraph(observe, net, act)
     graph.eval()
     return GraphPlan(graph, inputs, noise, distribution, recorded)
@@ -158,40 +168,46 @@ def is_rllibs_own(module: Any, env_to_module: Any, module_to_env: Any) -> bool:
 def _actor_parts(
     module: Any, space: gym.Space[Any], executed: NormalizeAndClipActions
 ) -> tuple[torch.nn.Module, torch.nn.Module, NoiseSpec, str]:
-    encoders = module.encoder
-    encoder = encoders.encoder if hasattr(encoders, "encoder") else encoders.actor_encoder
+    encoder = _actor_encoder(module)
     _take_only(encoder, "encoder", TorchMLPEncoder, TorchCNNEncoder)
     _take_only(module.pi, "pi head", TorchMLPHead, TorchFreeLogStdMLPHead)
     sampled = module.get_exploration_action_dist_cls()
     if module.get_inference_action_dist_cls() is not sampled:
         raise NotExportableError("it explores with another distribution than it exploits with")
-    if isinstance(space, gym.spaces.Box) and sampled is TorchDiagGaussian:
+    if isinstance(space, gym.spaces.Box) and sampled in _GAUSSIANS:
         if len(space.shape) != 1 or space.dtype not in _FLOATS:
             raise NotExportableError(f"actions of {space} have no graph")
-        gaussian = DiagGaussian(
+        made = BoxActions(
             space, normalize=bool(executed.normalize_actions), clip=bool(executed.clip_actions)
         )
+        gaussian, distribution = _GAUSSIANS[sampled]
         noise = NoiseSpec("normal", space.shape[0], 0.0)
-        return GaussianNet(encoder, module.pi), gaussian, noise, "diag_gaussian"
+        net = GaussianNet(encoder, module.pi, space.shape[0])
+        return net, gaussian(space, made), noise, distribution
     if getattr(module.pi, "clip_log_std", False):
         raise NotExportableError("its pi head clips logits")
-    net = LogitNet(encoder, module.pi)
+    logits = LogitNet(encoder, module.pi)
     if isinstance(space, gym.spaces.Discrete) and sampled is TorchCategorical:
-        return net, Categorical(space), NoiseSpec("gumbel", int(space.n), 0.0), "categorical"
+        return logits, Categorical(space), NoiseSpec("gumbel", int(space.n), 0.0), "categorical"
     # RLlib derives one class per MultiDiscrete space, in a closure.
     if isinstance(space, gym.spaces.MultiDiscrete) and sampled.__bases__ == (
         TorchMultiCategorical,
     ):
         noise = NoiseSpec("gumbel", int(space.nvec.sum()), 0.0)
-        return net, MultiCategorical(space), noise, "multi_categorical"
+        return logits, MultiCategorical(space), noise, "multi_categorical"
     raise NotExportableError(f"{type(space).__name__} actions of {_kind_of(sampled)} have no graph")
+
+
+def _actor_encoder(module: Any) -> Any:
+    if isinstance(module, DefaultSACTorchRLModule):
+        return module.pi_encoder
+    encoders = module.encoder
+    return encoders.encoder if hasattr(encoders, "encoder") else encoders.actor_encoder
 
 
 def _q_parts(
     module: Any, space: gym.Space[Any]
 ) -> tuple[torch.nn.Module, torch.nn.Module, NoiseSpec]:
-    if module.num_atoms != 1:
-        raise NotExportableError(f"distributional Q-learning (num_atoms={module.num_atoms})")
     if not isinstance(space, gym.spaces.Discrete):
         raise NotExportableError(f"Q-values of {type(space).__name__} actions have no graph")
     if module.get_exploration_action_dist_cls() is not TorchCategorical:
@@ -200,7 +216,8 @@ def _q_parts(
     for head in (module.af, module.vf) if module.uses_dueling else (module.af,):
         _take_only(head, "head", TorchMLPHead)
     # A first number of 1 is never below epsilon, which is at most 1.
-    return QNet(module), EpsilonGreedy(space), NoiseSpec("uniform", 2, 1.0)
+    net = QNet(module) if module.num_atoms == 1 else AtomsNet(module)
+    return net, EpsilonGreedy(space), NoiseSpec("uniform", 2, 1.0)
 
 
 def _take_only(part: Any, what: str, *kinds: type) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from modules import CARTPOLE, Built, build, contexts, flags
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations, PrevActionsPrevRewards
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -27,6 +29,14 @@ BOX = gym.spaces.Box(-2.0, 2.0, (3,))
 
 class OwnModule(DefaultPPOTorchRLModule):
     """Stands for whatever a user overrides."""
+
+
+class OwnSAC(DefaultSACTorchRLModule):
+    """Likewise."""
+
+
+class OwnDQN(DefaultDQNTorchRLModule):
+    """Likewise."""
 
 
 class OwnConnector(ConnectorV2):
@@ -59,8 +69,12 @@ REFUSED = {
     "PrevActionsPrevRewards": lambda: build(
         PPOConfig(), CARTPOLE, None, PrevActionsPrevRewards, FlattenObservations
     ),
-    "DefaultSACTorchRLModule": lambda: build(SACConfig(), CARTPOLE, BOX),
-    "num_atoms=5": lambda: build(DQNConfig().training(num_atoms=5)),
+    "OwnSAC": lambda: build(
+        SACConfig().rl_module(rl_module_spec=RLModuleSpec(module_class=OwnSAC)), CARTPOLE, BOX
+    ),
+    "OwnDQN": lambda: build(
+        DQNConfig().rl_module(rl_module_spec=RLModuleSpec(module_class=OwnDQN)),
+    ),
     "Dict actions of TorchMultiDistribution": lambda: build(
         PPOConfig(),
         CARTPOLE,

@@ -18,6 +18,7 @@ from google.protobuf import json_format
 from modules import CARTPOLE, Built, build, contexts, flags
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
@@ -41,8 +42,11 @@ def policy_of(built: Built, version: int = 1, env_steps: int = 0) -> OnnxEngineP
 
 
 def answers(policy: Any, observations: Any, n: int) -> dict[str, Any]:
-    batch = policy.infer(observations, flags(n, greedy=True), contexts(n))
-    return {"actions": batch.actions[""], "executed": batch.env_actions[""], **batch.outputs}
+    """By role, and with the same noise each time."""
+    loaded = OnnxPolicy(policy.model)
+    noise = NoisePool(loaded.spec.noise, np.random.default_rng(3)).take(flags(n, greedy=False))
+    roles = tuple(loaded.spec.roles)
+    return dict(zip(roles, loaded.run(observations, noise, roles), strict=True))
 
 
 def change(built: Built) -> None:
@@ -66,6 +70,8 @@ PATCHED = {
         gym.spaces.Box(0.0, 1.0, (16, 16, 3)),
     ),
     "dueling": lambda: build(DQNConfig().training(epsilon=[(0, 1.0), (100, 0.0)])),
+    "atoms": lambda: build(DQNConfig().training(num_atoms=5)),
+    "squashed": lambda: build(SACConfig(), CARTPOLE, BOX),
     "filtered": lambda: build(PPOConfig(), CARTPOLE, None, MeanStdFilter),
 }
 

@@ -13,11 +13,16 @@ from modules import CARTPOLE, Built, build, contexts, flags
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 from scipy import stats
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from client_sdk.onnx_policy import NoisePool, OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
@@ -45,6 +50,14 @@ NESTED = gym.spaces.Dict(
 
 def ppo(**model: Any) -> Any:
     return PPOConfig().rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[32, 32], **model))
+
+
+def sac(**model: Any) -> Any:
+    return SACConfig().rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[32, 32], **model))
+
+
+def c51(**settings: Any) -> Any:
+    return DQNConfig().training(num_atoms=11, v_min=-4.0, v_max=9.0, **settings)
 
 
 def convolution(config: Any) -> Any:
@@ -97,13 +110,33 @@ MODULES: dict[str, Callable[[], Built]] = {
         ppo(), Box(-1.0, 1.0, (2, 3)), None, MeanStdFilter, FlattenObservations
     ),
     "APPO": lambda: build(APPOConfig(), CARTPOLE, BOX),
+    "APPO image to Discrete": lambda: build(convolution(APPOConfig()), IMAGE, Discrete(3)),
+    "APPO flattened Dict to MultiDiscrete": lambda: build(
+        APPOConfig(), NESTED, MultiDiscrete([3, 2]), FlattenObservations
+    ),
     "IMPALA": lambda: build(IMPALAConfig()),
+    "IMPALA filtered to uneven Box": lambda: build(IMPALAConfig(), CARTPOLE, UNEVEN, MeanStdFilter),
     "DQN": lambda: build(DQNConfig(), CARTPOLE, Discrete(3)),
     "DQN plain, starts at -1": lambda: build(
         DQNConfig().training(dueling=False, double_q=False), CARTPOLE, Discrete(3, start=-1)
     ),
     "DQN image": lambda: build(convolution(DQNConfig()), IMAGE, Discrete(3)),
     "DQN flattened Dict": lambda: build(DQNConfig(), NESTED, Discrete(3), FlattenObservations),
+    "DQN filtered": lambda: build(DQNConfig(), CARTPOLE, Discrete(3), MeanStdFilter),
+    "C51": lambda: build(c51(), CARTPOLE, Discrete(3)),
+    "C51 without dueling, starts at 2": lambda: build(
+        c51(dueling=False), CARTPOLE, Discrete(3, start=2)
+    ),
+    "C51 image": lambda: build(convolution(c51()), IMAGE, Discrete(3)),
+    "C51 flattened Dict": lambda: build(c51(), NESTED, Discrete(3), FlattenObservations),
+    "SAC": lambda: build(sac(), CARTPOLE, BOX),
+    "SAC to uneven Box": lambda: build(sac(), CARTPOLE, UNEVEN),
+    "SAC to float64 Box": lambda: build(sac(), CARTPOLE, Box(-0.4, 0.4, (2,), np.float64)),
+    "SAC to raw Box": lambda: build(sac().environment(normalize_actions=False), CARTPOLE, BOX),
+    "SAC to Discrete that starts at 5": lambda: build(sac(), CARTPOLE, Discrete(3, start=5)),
+    "SAC image": lambda: build(convolution(SACConfig()), IMAGE, BOX),
+    "SAC flattened Dict": lambda: build(sac(), NESTED, BOX, FlattenObservations),
+    "SAC filtered": lambda: build(sac(), CARTPOLE, BOX, MeanStdFilter),
 } | {
     f"PPO {name}": lambda name=name: build(ppo(fcnet_activation=name))
     for name in ("linear", "relu", "elu", "swish", "silu", "LeakyReLU", "GELU", "Sigmoid")
@@ -134,34 +167,102 @@ def both(built: Built) -> tuple[OnnxEnginePolicy, Any]:
 def test_a_graph_gives_what_the_module_gives_on_1000_observations(name: str) -> None:
     built = MODULES[name]()
     graph, module = both(built)
+    policy = OnnxPolicy(graph.model)
+    distribution = policy.spec.distribution
     n = 1000
     observations = probe(SpaceCodec(built.observation_space), n, np.random.default_rng(6))
-    greedy = flags(n, greedy=True)
-    found = graph.infer(observations, greedy, contexts(n))
-    wanted = module.infer(observations, greedy, contexts(n))
-    values = inputs_under(module, built, observations)
-    if "DQN" in name:
-        assert found.outputs == {}
-    else:
-        assert set(found.outputs) == set(wanted.outputs) == {"action_logp", "action_dist_inputs"}
-        close(found.outputs["action_dist_inputs"], wanted.outputs["action_dist_inputs"], 1e-5)
-    clear = rows_without_ties(built.action_space, values)
-    assert clear.mean() > 0.9
-    for ours, rllibs in ((found.actions, wanted.actions), (found.env_actions, wanted.env_actions)):
-        assert ours[""].dtype == rllibs[""].dtype
-        assert ours[""].shape == rllibs[""].shape
-        close(ours[""][clear], rllibs[""][clear], 1e-5)
+    found = outputs_of(policy, observations, flags(n, greedy=True))
+    wanted = module.infer(observations, flags(n, greedy=True), contexts(n))
+    inputs = inputs_under(module, built, observations)
+    role = "q_values" if distribution == "epsilon_greedy" else "action_dist_inputs"
+    close(found[role], inputs.numpy(), 1e-5)
 
-    sampled = graph.infer(observations, flags(n, greedy=False), contexts(n))
-    if "DQN" not in name:
-        inputs = torch.from_numpy(sampled.outputs["action_dist_inputs"])
-        distribution = built.module.get_exploration_action_dist_cls().from_logits(inputs)
-        expected = distribution.logp(torch.from_numpy(sampled.actions[""])).numpy()
-        np.testing.assert_allclose(sampled.outputs["action_logp"], expected, rtol=0, atol=1e-4)
+    actions, env_actions = wanted.actions[""], wanted.env_actions[""]
+    if distribution == "squashed_gaussian":
+        # RLlib's own is the mean as it comes.
+        actions = np.tanh(actions)
+        executed = actions if "raw" in name else unsquash_action(actions, built.action_space)
+        env_actions = executed.astype(env_actions.dtype)
+    clear = rows_without_ties(built.action_space, inputs)
+    assert clear.mean() > 0.9
+    for ours, rllibs in ((found["actions"], actions), (found["env_actions"], env_actions)):
+        assert ours.dtype == rllibs.dtype
+        assert ours.shape == rllibs.shape
+        close(ours[clear], rllibs[clear], 1e-5)
+
+    noise = NoisePool(policy.spec.noise, np.random.default_rng(7)).take(flags(n, greedy=False))
+    sampled = outputs_of(policy, observations, flags(n, greedy=False), noise)
+    if distribution != "epsilon_greedy":
+        expected = log_densities(built.module, distribution, sampled, noise)
+        np.testing.assert_allclose(sampled["action_logp"], expected, rtol=0, atol=1e-4)
     for row in range(0, n, 50):
-        value = SpaceCodec(built.action_space).value(sampled.env_actions, row)
-        if "raw" not in name:
+        value = SpaceCodec(built.action_space).value({"": sampled["env_actions"]}, row)
+        if name != "PPO to raw Box":
             assert built.action_space.contains(value)
+
+
+def outputs_of(
+    policy: OnnxPolicy, observations: Any, greedy: Any, noise: Any = None
+) -> dict[str, Any]:
+    """Everything that a graph gives, by role."""
+    roles = tuple(policy.spec.roles)
+    if noise is None:
+        noise = NoisePool(policy.spec.noise).take(greedy)
+    return dict(zip(roles, policy.run(observations, noise, roles), strict=True))
+
+
+def log_densities(module: Any, distribution: str, sampled: dict[str, Any], noise: Any) -> Any:
+    """Of sampled actions: RLlib's, but SAC's by torch from the values before the tangent."""
+    inputs = torch.from_numpy(sampled["action_dist_inputs"])
+    if distribution != "squashed_gaussian":
+        rllibs = module.get_exploration_action_dist_cls().from_logits(inputs)
+        return rllibs.logp(torch.from_numpy(sampled["actions"])).numpy()
+    mean, log_std = inputs.to(torch.float64).chunk(2, dim=-1)
+    normal = Normal(mean, log_std.clamp(-5, 2).exp(), validate_args=False)
+    # What the transform has made of a value it takes back without rounding.
+    tangent = TanhTransform(cache_size=1)
+    squashed = tangent(normal.mean + normal.stddev * torch.from_numpy(noise))
+    density = TransformedDistribution(normal, [tangent], validate_args=False)
+    return density.log_prob(squashed).sum(dim=-1).numpy()
+
+
+def test_the_learner_gets_no_outputs_that_it_does_not_ask_for() -> None:
+    """Replay buffers would keep them, step by step."""
+    wanted = {"PPO Box to Discrete": {"action_logp", "action_dist_inputs"}, "DQN": set()}
+    for name, outputs in (wanted | {"C51": set(), "SAC": set()}).items():
+        graph, _ = both(MODULES[name]())
+        rows = {"": np.zeros((2, 4), np.float32)}
+        assert set(graph.infer(rows, flags(2, greedy=False), contexts(2)).outputs) == outputs
+
+
+def test_sacs_log_densities_are_rllibs_where_rllibs_are_exact() -> None:
+    graph, _ = both(build(sac(), CARTPOLE, BOX))
+    policy = OnnxPolicy(graph.model)
+    observations = probe(SpaceCodec(CARTPOLE), 1000, np.random.default_rng(6))
+    sampled = outputs_of(policy, observations, flags(1000, greedy=False))
+    inner = np.abs(sampled["actions"]).max(axis=-1) < 0.9
+    assert inner.sum() > 100
+    distribution = TorchSquashedGaussian.from_logits(
+        torch.from_numpy(sampled["action_dist_inputs"])
+    )
+    rllibs = distribution.logp(torch.from_numpy(sampled["actions"])).numpy()
+    np.testing.assert_allclose(sampled["action_logp"][inner], rllibs[inner], rtol=0, atol=1e-3)
+
+
+def test_sacs_log_densities_are_finite_and_exact_where_the_tangent_is_1() -> None:
+    built = build(sac(), CARTPOLE, BOX)
+    with torch.no_grad():
+        # Means of 12, whose tangent is 1 in single precision.
+        last = [each for each in built.module.pi.modules() if isinstance(each, torch.nn.Linear)][-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([12.0] * 3 + [0.0] * 3))
+    policy = OnnxPolicy(both(built)[0].model)
+    noise = np.zeros((1, 3), np.float32)
+    found = outputs_of(policy, {"": np.zeros((1, 4), np.float32)}, flags(1, greedy=True), noise)
+    assert (found["actions"] == 1.0).all()
+    exact = log_densities(built.module, "squashed_gaussian", found, noise)
+    assert exact[0] > 50
+    np.testing.assert_allclose(found["action_logp"], exact, rtol=1e-6)
 
 
 def inputs_of(built: Built, observations: Any) -> torch.Tensor:
@@ -174,7 +275,7 @@ def inputs_under(module: Any, built: Built, observations: Any) -> torch.Tensor:
     n = len(next(iter(observations.values())))
     with torch.no_grad():
         batch = module_inputs(module._module, module._env_to_module, codec, observations, n)
-        if hasattr(module._module, "compute_q_values"):
+        if isinstance(module._module, DefaultDQNTorchRLModule):
             return module._module.compute_q_values(batch)[QF_PREDS]
         return module._module.forward_exploration(batch, t=0)["action_dist_inputs"]
 
@@ -242,8 +343,19 @@ def test_box_actions_are_normal_with_the_modules_mean_and_deviation(free: bool) 
     assert np.abs(correlation - np.eye(3)).max() < 0.03
 
 
-def test_q_actions_are_the_best_but_for_epsilon() -> None:
-    built = build(DQNConfig().training(epsilon=[(0, 1.0), (1000, 0.2)]), CARTPOLE, Discrete(4))
+def test_sac_actions_are_tangents_of_normal_numbers() -> None:
+    actions, inputs = sampled_actions(build(sac(), CARTPOLE, BOX))
+    mean, log_std = inputs.chunk(2)
+    for column in range(3):
+        before = np.arctanh(actions[:, column].astype(np.float64).clip(-1 + 1e-7, 1 - 1e-7))
+        deviation = float(log_std[column].clamp(-5, 2).exp())
+        assert stats.kstest((before - float(mean[column])) / deviation, "norm").pvalue > 0.001
+    assert not stats.kstest(actions[:, 0], "norm").pvalue > 0.001
+
+
+@pytest.mark.parametrize("config", [DQNConfig, c51])
+def test_q_actions_are_the_best_but_for_epsilon(config: Any) -> None:
+    built = build(config().training(epsilon=[(0, 1.0), (1000, 0.2)]), CARTPOLE, Discrete(4))
     for env_steps, epsilon in ((0, 1.0), (500, 0.6), (5000, 0.2)):
         actions, q = sampled_actions(built, env_steps)
         probabilities = np.full(4, epsilon / 4)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from modules import CARTPOLE, Built, build, contexts, flags
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import (
     FlattenObservations,
@@ -19,10 +21,20 @@ from ray.rllib.connectors.env_to_module import (
     PrevActionsPrevRewards,
 )
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.experience import InferredBatch, RowContext
 from policy_server.onnx_check import module_inputs, probe
+
+
+class OwnDQN(DefaultDQNTorchRLModule):
+    """Has no graph, because a user made it."""
+
+
+class OwnSAC(DefaultSACTorchRLModule):
+    """Likewise."""
+
 
 BOX = gym.spaces.Box(-2.0, 2.0, (3,))
 
@@ -230,6 +242,7 @@ def test_dict_actions_come_leaf_by_leaf_from_the_spaces_start() -> None:
 
 def test_q_learning_over_atoms_explores_by_the_schedule() -> None:
     config = DQNConfig().training(num_atoms=5, epsilon=[(0, 1.0), (100, 0.0)])
+    config.rl_module(rl_module_spec=RLModuleSpec(module_class=OwnDQN))
     built = build(config, CARTPOLE, gym.spaces.Discrete(4))
     rows = np.tile(probe(SpaceCodec(CARTPOLE), 1, np.random.default_rng(0))[""], (200, 1))
     late = step(policy_of(built, 100), rows, contexts(200), greedy=False)
@@ -240,7 +253,8 @@ def test_q_learning_over_atoms_explores_by_the_schedule() -> None:
 
 
 def test_sac_acts_within_the_bounds() -> None:
-    built = build(SACConfig(), CARTPOLE, BOX)
+    config = SACConfig().rl_module(rl_module_spec=RLModuleSpec(module_class=OwnSAC))
+    built = build(config, CARTPOLE, BOX)
     rows = probe(SpaceCodec(CARTPOLE), 50, np.random.default_rng(0))
     batch = step(policy_of(built), rows[""], contexts(50), greedy=False)
     assert batch.outputs["action_logp"].shape == (50,)
