@@ -24,6 +24,8 @@ _COUNTS = (
     "max_rows_per_request",
     "max_calls_per_session",
     "max_message_bytes",
+    "policies_kept",
+    "policies_remembered",
 )
 _HEADER_WORD = re.compile(r"[!-~]+")
 """What fits into an HTTP header as one word."""
@@ -100,6 +102,14 @@ class PolicyServerConfig:
     """Rows in one request, all groups together."""
     max_message_bytes: int = 64 * 1024 * 1024
     """One request or answer."""
+    policies_kept: int = 16
+    """Policy files that stay loaded, the newest one among them: uploads that name one of these are
+    checked against it."""
+    policies_remembered: int = 1000
+    """Policy files that uploads may name at all; experience of older ones is refused."""
+    steps_per_upload: int | Literal["auto"] = "auto"
+    """How many steps a client that acts alone is asked to upload at a time. ``"auto"`` is an eighth
+    of a fragment, at most 1000."""
     keepalive_s: float = 10.0
     """A silent connection is probed this often, and given up after as long again without answer."""
     drain_s: float = 2.0
@@ -140,6 +150,8 @@ class PolicyServerConfig:
             check_number(
                 "max_policy_lag", 0, math.inf, Integral, 'a number of versions, None or "auto"'
             )
+        if self.steps_per_upload != "auto":
+            check_number("steps_per_upload", 1, 2**31 - 1, Integral, 'a number of steps or "auto"')
         for field in _POSITIVE_SECONDS:
             check_number(field, 1e-3, _LONGEST_S, Real, "a number of seconds, 0.001 to 1e6")
         check_number("drain_s", 0, _LONGEST_S, Real, "a number of seconds, 0 to 1e6")

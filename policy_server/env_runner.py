@@ -62,7 +62,7 @@ _FETCH_TIMEOUT_S = 60.0
 """For weights that Ray brings; without a bound one lost object would stop the runner for good."""
 _POLICY_SERVER = "policy_server"
 """Key of the server's numbers in the env runners' results."""
-_GAUGES = frozenset({"sessions", "episodes_open", "requests_waiting"})
+_GAUGES = frozenset({"sessions", "episodes_open", "requests_waiting", "downloads_waiting"})
 """Numbers of the server that go down as well."""
 
 
@@ -198,6 +198,8 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             hold=semantics.hold,
             logged_actions_need_logp=semantics.logged_actions_need_logp,
             normalize_actions=bool(self.config.normalize_actions),
+            remote_only=None if fast else self._factory.reason,
+            steps_per_upload=semantics.steps_per_upload,
         )
         self.address = self._server.start()
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from client_sdk.wire.batches import Columns
 
 
+POLICY_ID = "default_policy"
+"""Of the only policy of single-agent work, as RLlib calls it."""
+
+
 class Policy(Protocol):
     """One version of the policy: immutable once published, shared by all threads."""
 

@@ -7,6 +7,7 @@ version. What it builds is immutable and goes to the server's loop through ``Pol
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from client_sdk.onnx_policy import NoisePool, OnnxPolicy, PolicySpec
 from client_sdk.wire.spaces import space_to_proto
-from policy_server.experience import InferredBatch, Policy, RowContext
+from policy_server.experience import POLICY_ID, InferredBatch, Policy, RowContext
 from policy_server.onnx_check import check_template, probe, randomize
 from policy_server.onnx_export import Template, export_template, refreshed_values
 from policy_server.onnx_plan import (
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 _TRIED_ROWS: Final = 8
 
 _logger = logging.getLogger(__name__)
-
-POLICY_ID = "default_policy"
-"""Of the only policy of single-agent work, as RLlib calls it."""
 
 
 class UnservableError(ValueError):
@@ -76,15 +74,19 @@ class OnnxEnginePolicy:
         version: RLlib's weights sequence number.
         view: How the learner sees observations of this version.
         model: The complete ONNX file.
+        sha256: What that file is known by.
+        onnx: The file, loaded. Loop thread only.
     """
 
-    __slots__ = ("_act", "model", "version", "view")
+    __slots__ = ("_act", "model", "onnx", "sha256", "version", "view")
 
     def __init__(self, version: int, view: LearnerView, model: bytes, noise: NoisePool) -> None:
         self.version = version
         self.view = view
         self.model = model
-        self._act = OnnxPolicy(model, noise).act
+        self.sha256 = hashlib.sha256(model).digest()
+        self.onnx = OnnxPolicy(model, noise)
+        self._act = self.onnx.act
 
     def infer(
         self,

@@ -18,6 +18,10 @@ _LEAST_CAPACITY_STEPS = 256
 """Off-policy algorithms ask for a step or a few at a time; a buffer of twice that would be full
 whenever more than two episodes run."""
 
+_UPLOADS_PER_ROUND = 8
+"""Into so many uploads one client cuts what the learner asks for."""
+_MOST_STEPS_PER_UPLOAD = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class Semantics:
@@ -38,6 +42,8 @@ class Semantics:
     """What one ``sample()`` call is for."""
     capacity_steps: int
     """Size of the experience buffer."""
+    steps_per_upload: int
+    """How many steps a client that acts alone is asked to upload at a time."""
 
 
 def resolve(algorithm: AlgorithmConfig, server: PolicyServerConfig, worker_index: int) -> Semantics:
@@ -69,6 +75,8 @@ def resolve(algorithm: AlgorithmConfig, server: PolicyServerConfig, worker_index
         1,
         algorithm.get_rollout_fragment_length(worker_index) * algorithm.num_envs_per_env_runner,
     )
+    # What the learner asks for in a while, where a single call asks for a step or a few.
+    round_steps = fragment_steps if on_policy else max(fragment_steps, _LEAST_CAPACITY_STEPS // 2)
     return Semantics(
         hold=hold,
         max_policy_lag=(1 if on_policy else None) if lag == "auto" else lag,
@@ -79,5 +87,10 @@ def resolve(algorithm: AlgorithmConfig, server: PolicyServerConfig, worker_index
         capacity_steps=max(
             math.ceil(server.buffer_fragments * fragment_steps),
             0 if on_policy else _LEAST_CAPACITY_STEPS,
+        ),
+        steps_per_upload=(
+            min(max(1, round_steps // _UPLOADS_PER_ROUND), _MOST_STEPS_PER_UPLOAD)
+            if server.steps_per_upload == "auto"
+            else server.steps_per_upload
         ),
     )

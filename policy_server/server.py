@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import gymnasium as gym
@@ -28,8 +28,12 @@ from policy_server.auth import TokenInterceptor
 from policy_server.batcher import Batcher
 from policy_server.buffer import ExperienceBuffer
 from policy_server.config import PolicyServerConfig, ServerTls
+from policy_server.downloads import Downloads
 from policy_server.episodes import EpisodeStore
+from policy_server.experience import Policy
 from policy_server.faults import incidents
+from policy_server.local import LocalInference
+from policy_server.policy_files import ExportedPolicy, PolicyFiles
 from policy_server.policy_store import PolicyStore
 from policy_server.rows import RowRecorder
 from policy_server.service import SERVICE_NAME, PolicyService
@@ -68,6 +72,8 @@ class PolicyServer:
         hold: bool,
         logged_actions_need_logp: bool,
         normalize_actions: bool = True,
+        remote_only: str | None = None,
+        steps_per_upload: int = 100,
     ) -> None:
         """Prepare; nothing listens until ``start``.
 
@@ -80,6 +86,8 @@ class PolicyServer:
             hold: Actions for training episodes wait while nobody asks for experience.
             logged_actions_need_logp: The algorithm corrects for the behaviour's log-density.
             normalize_actions: RLlib's setting of that name.
+            remote_only: Why clients cannot act alone; None: the policies have ONNX files.
+            steps_per_upload: How many steps clients that act alone send at a time.
         """
         self._config = config
         self._observation_space = observation_space
@@ -89,6 +97,8 @@ class PolicyServer:
         self._hold = hold
         self._need_logp = logged_actions_need_logp
         self._normalize = normalize_actions
+        self._remote_only = remote_only
+        self._steps_per_upload = steps_per_upload
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -169,6 +179,8 @@ class PolicyServer:
             "requests_waiting": parts.batcher.waiting,
             "batches": parts.batcher.batches,
             "actions": parts.batcher.actions,
+            "policy_downloads": parts.local.downloads.downloads,
+            "downloads_waiting": parts.files.waiting,
             "incidents": incidents.count,
         }
 
@@ -223,7 +235,11 @@ class PolicyServer:
             (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         self._address = _bind(server, config)
-        unsubscribe = self._policies.subscribe(lambda *_: self._call_soon(self._policy_arrived))
+        unsubscribe = self._policies.subscribe(
+            lambda policy: self._call_soon(lambda: self._policy_arrived(policy))
+        )
+        if self._policies.current is not None:
+            parts.note_policy(self._policies.current)
         try:
             await server.start()
             self._buffer.attach(lambda: self._call_soon(parts.demand_changed))
@@ -255,8 +271,9 @@ class PolicyServer:
                 except Exception as error:  # the server outlives a bug of one sweep
                     incidents.record("looking after sessions failed", error)
 
-    def _policy_arrived(self) -> None:
+    def _policy_arrived(self, policy: Policy) -> None:
         if self._parts is not None:
+            self._parts.note_policy(policy)
             self._parts.batcher.policy_arrived()
             self._report_health()
 
@@ -312,6 +329,16 @@ class _Parts:
             hold_timeout_s=config.hold_timeout_s,
             wait_timeout_s=config.wait_timeout_s,
         )
+        self.files = PolicyFiles(
+            max_kept=config.policies_kept, max_remembered=config.policies_remembered
+        )
+        self._exported = server._remote_only is None
+        self.local = LocalInference(
+            Downloads(self.files),
+            impossible=server._remote_only,
+            steps_per_upload=server._steps_per_upload,
+            hold=server._hold,
+        )
         self.service = PolicyService(
             sessions=self.sessions,
             store=self.store,
@@ -336,7 +363,13 @@ class _Parts:
             ),
             max_calls=config.max_calls_per_session,
             client_config=config.client_config,
+            local=self.local,
         )
+
+    def note_policy(self, policy: Policy) -> None:
+        """A version was published."""
+        if self._exported:
+            self.files.add(cast("ExportedPolicy", policy))
 
     def demand_changed(self) -> None:
         """``sample()`` asks for experience, or took some."""

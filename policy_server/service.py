@@ -23,7 +23,10 @@ from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.spaces import diff, space_to_proto
 from policy_server.batcher import Ask, Batcher
 from policy_server.episodes import MAX_METRICS, EpisodeOptions, EpisodeStore
+from policy_server.experience import POLICY_ID
 from policy_server.faults import abort, as_fault, incidents
+from policy_server.local import LocalInference
+from policy_server.policy_files import PolicyWait
 from policy_server.rows import Group, RowRecorder
 from policy_server.sessions import Call, Session, SessionRegistry
 
@@ -62,6 +65,7 @@ class PolicyService:
         limits: pb.Limits,
         max_calls: int,
         client_config: Mapping[str, Any],
+        local: LocalInference,
     ) -> None:
         self._sessions = sessions
         self._store = store
@@ -70,6 +74,7 @@ class PolicyService:
         self._spaces = {"observation_space": observation_space, "action_space": action_space}
         self._policy_version = policy_version
         self._max_calls = max_calls
+        self._local = local
         self._draining = False
         self._streams: set[_ActStream] = set()
         self.requests = 0
@@ -77,7 +82,7 @@ class PolicyService:
         agent = self._greeting.agents[""]
         agent.observation_space.CopyFrom(space_to_proto(observation_space))
         agent.action_space.CopyFrom(space_to_proto(action_space))
-        agent.policy_id = "default_policy"
+        agent.policy_id = POLICY_ID
         self._greeting.lease.FromMicroseconds(int(lease_s * 1e6))
         self._greeting.client_config.update(client_config)
 
@@ -99,6 +104,7 @@ class PolicyService:
         """From now on every call is refused, and those that wait are answered so."""
         self._draining = True
         self._batcher.cancel(_draining())
+        self._local.cancel(_draining())
         for stream in list(self._streams):
             stream.end(_draining())
 
@@ -109,22 +115,25 @@ class PolicyService:
         if self._draining:
             raise _draining()
         _check_protocol(request.protocol_version)
-        if request.inference_mode == pb.INFERENCE_MODE_LOCAL:
-            raise _no_local_inference(request)
-        if request.inference_mode != pb.INFERENCE_MODE_REMOTE:
+        local = request.inference_mode == pb.INFERENCE_MODE_LOCAL
+        if local:
+            self._local.check_possible("inference_mode")
+        elif request.inference_mode != pb.INFERENCE_MODE_REMOTE:
             raise Fault(
                 Reason.WRONG_MODE,
-                f"expected INFERENCE_MODE_REMOTE ({pb.INFERENCE_MODE_REMOTE}), got "
-                f"{request.inference_mode}",
+                f"expected INFERENCE_MODE_REMOTE ({pb.INFERENCE_MODE_REMOTE}) or "
+                f"INFERENCE_MODE_LOCAL ({pb.INFERENCE_MODE_LOCAL}), got {request.inference_mode}",
                 "inference_mode",
             )
         for agent, spec in request.agents.items():
             self._check_belief(agent, spec)
-        session, _ = self._sessions.open(request.client_name, request.session_id)
+        session, _ = self._sessions.open(request.client_name, request.session_id, local=local)
         response = pb.OpenSessionResponse()
         response.CopyFrom(self._greeting)
         response.session_id = session.session_id
         response.policy_version = self._policy_version()
+        if local:
+            self._local.greet(response)
         return response
 
     def _check_belief(self, agent: str, spec: pb.AgentSpec) -> None:
@@ -188,13 +197,29 @@ class PolicyService:
     # Acting alone.
 
     async def _get_policy(self, data: bytes, context: _Context) -> None:
-        request = _parse(pb.GetPolicyRequest, data)
-        await abort(context, _no_local_inference(request))
+        try:
+            request = _parse(pb.GetPolicyRequest, data)
+            self._local.check_possible()
+            session = self.session_of(request)
+            wait = PolicyWait()
+            self.admit(session, wait)
+            try:
+                for message in await self._local.downloads.answer(request, wait):
+                    await context.write(message)
+            finally:
+                session.calls.discard(wait)
+        except Exception as error:  # as in _unary
+            await abort(context, as_fault(error, "GetPolicy failed"))
 
     async def _upload_episodes(self, data: bytes) -> Message:
-        raise _no_local_inference(_parse(pb.UploadEpisodesRequest, data))
+        request = _parse(pb.UploadEpisodesRequest, data)
+        session = self.session_of(request)
+        self._local.check_possible()
+        raise Fault(Reason.WRONG_MODE, f"{session.title} is not open for uploads", "session_id")
 
-    def session_of(self, request: pb.ActRequest) -> Session:
+    def session_of(
+        self, request: pb.ActRequest | pb.GetPolicyRequest | pb.UploadEpisodesRequest
+    ) -> Session:
         """The session that a request names, its lease renewed."""
         if self._draining:
             raise _draining()
@@ -222,6 +247,13 @@ class PolicyService:
         Raises:
             Fault: The request as a whole was refused; nothing is recorded.
         """
+        if session.local and (request.groups or request.starts or request.metrics):
+            raise Fault(
+                Reason.WRONG_MODE,
+                "expected no rows in a session of INFERENCE_MODE_LOCAL, only a heartbeat without; "
+                "upload what was experienced with UploadEpisodes",
+                "session_id",
+            )
         book = session.book
         recorder = self._recorder
         groups = recorder.decode(request)
@@ -444,14 +476,6 @@ def _parse(kind: type[_MessageT], data: bytes) -> _MessageT:
         raise Fault(
             Reason.MALFORMED_TENSOR, f"not a {kind.__name__}: {len(data)} bytes do not parse"
         ) from None
-
-
-def _no_local_inference(_request: Message) -> Fault:
-    return Fault(
-        Reason.NO_LOCAL_INFERENCE,
-        "this server serves remote inference only; open the session with INFERENCE_MODE_REMOTE",
-        "inference_mode",
-    )
 
 
 def _check_protocol(version: str) -> None:

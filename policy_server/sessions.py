@@ -35,13 +35,17 @@ class Session:
         title: Its name and number, for logs.
         book: Its episodes.
         calls: Open streams and requests that wait; while there is one, the lease does not run.
+        local: The client acts alone and uploads what it experiences.
     """
 
-    __slots__ = ("book", "calls", "last_seen_s", "session_id", "title")
+    __slots__ = ("book", "calls", "last_seen_s", "local", "session_id", "title")
 
-    def __init__(self, session_id: str, title: str, book: EpisodeBook, now_s: float) -> None:
+    def __init__(
+        self, session_id: str, title: str, book: EpisodeBook, now_s: float, *, local: bool
+    ) -> None:
         self.session_id = session_id
         self.title = title
+        self.local = local
         self.book = book
         self.calls: set[Call] = set()
         self.last_seen_s = now_s
@@ -79,7 +83,9 @@ class SessionRegistry:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, client_name: str, resume_id: str) -> tuple[Session, bool]:
+    def open(
+        self, client_name: str, resume_id: str, *, local: bool = False
+    ) -> tuple[Session, bool]:
         """The session of that id if it still lives, else a new one.
 
         Returns:
@@ -87,10 +93,17 @@ class SessionRegistry:
             belong to a connection that the client gave up.
 
         Raises:
-            Fault: LIMIT_EXCEEDED.
+            Fault: LIMIT_EXCEEDED; or WRONG_MODE, that session is of the other mode.
         """
         known = self._sessions.get(resume_id)
         if known is not None:
+            if known.local != local:
+                raise Fault(
+                    Reason.WRONG_MODE,
+                    f"the session to resume is one of {_mode(known.local)} inference, asked for "
+                    f"was {_mode(local)}; open another one, without session_id",
+                    "inference_mode",
+                )
             known.last_seen_s = self.clock()
             _end_calls(
                 known,
@@ -110,11 +123,15 @@ class SessionRegistry:
                 retry_after_s=min(self._lease_s, 5.0),
             )
         title = f"{_printable(client_name) or 'client'} #{next(self._numbers)}"
-        session = Session(secrets.token_hex(16), title, self._store.book(), self.clock())
+        session = Session(
+            secrets.token_hex(16), title, self._store.book(), self.clock(), local=local
+        )
         self._sessions[session.session_id] = session
         self.opened += 1
         self._changed(len(self._sessions))
-        logger.info("%s: connected; %d sessions", title, len(self._sessions))
+        logger.info(
+            "%s: connected, %s inference; %d sessions", title, _mode(local), len(self._sessions)
+        )
         return session, False
 
     def find(self, session_id: str) -> Session:
@@ -185,6 +202,10 @@ def _end_calls(session: Session, fault: Fault) -> None:
     calls, session.calls = session.calls, set()
     for call in calls:
         call.end(fault)
+
+
+def _mode(local: bool) -> str:
+    return "local" if local else "remote"
 
 
 def _printable(name: str) -> str:

@@ -83,6 +83,7 @@ class ServerUnderTest:
         need_logp: bool,
         complete_episodes: bool,
         first_version: int | None,
+        **more: Any,
     ) -> None:
         self.config = config
         self.observation_space = observation_space
@@ -101,6 +102,7 @@ class ServerUnderTest:
             buffer=self.buffer,
             hold=hold,
             logged_actions_need_logp=need_logp,
+            **{"remote_only": "made for tests", **more},
         )
         self.address = self.server.start()
 

@@ -66,3 +66,14 @@ def test_the_buffer_holds_two_fragments():
 def test_only_algorithms_that_replay_join_chunks():
     assert resolve(DQNConfig(), PolicyServerConfig(), 0).joins_chunks
     assert not resolve(PPOConfig(), PolicyServerConfig(), 0).joins_chunks
+
+
+def test_clients_that_act_alone_are_asked_for_a_part_of_a_fragment_at_a_time():
+    config = PPOConfig().training(train_batch_size=4000).env_runners(num_env_runners=1)
+    assert resolve(config, PolicyServerConfig(), 0).steps_per_upload == 500
+    assert resolve(config, PolicyServerConfig(steps_per_upload=7), 0).steps_per_upload == 7
+    assert resolve(DQNConfig(), PolicyServerConfig(), 0).steps_per_upload == 16
+    config = PPOConfig().training(train_batch_size=1_000_000)
+    assert resolve(config, PolicyServerConfig(), 0).steps_per_upload == 1000
+    config = PPOConfig().training(train_batch_size=4)
+    assert resolve(config, PolicyServerConfig(), 0).steps_per_upload == 1

@@ -19,6 +19,8 @@ COUNTS = (
     "max_rows_per_request",
     "max_calls_per_session",
     "max_message_bytes",
+    "policies_kept",
+    "policies_remembered",
 )
 BAD_VALUES = {
     "port": [-1, 65536, "9900", 1.5, None],
@@ -28,6 +30,7 @@ BAD_VALUES = {
     "max_policy_lag": [-1, "many", 1.5],
     "buffer_fragments": [0.5, math.nan, math.inf, "2"],
     "drain_s": [-1.0, math.nan, math.inf],
+    "steps_per_upload": [0, -1, 1.5, "many", None],
     "client_config": [{"f": object()}, {"f": {1, 2}}, {1: 2}, [1, 2], {"f": math.nan}],
     "token": ["", "with space ", "new\nline", "ümlaut", 7],
     "address_file": [7],

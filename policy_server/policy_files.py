@@ -1,0 +1,165 @@
+"""The policy files that clients act with: which there are, and who waits for another.
+
+Loop thread only. The newest files stay loadable; of many earlier ones only is kept what experience
+needs that was made with them: which version it was, and how the learner sees its observations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Protocol
+
+from client_sdk.wire.faults import Fault, Reason
+
+if TYPE_CHECKING:
+    from client_sdk.onnx_policy import OnnxPolicy
+    from policy_server.learner_view import LearnerView
+
+_RETRY_AFTER_S = 0.1
+
+
+class ExportedPolicy(Protocol):
+    """A policy of the ONNX engine, as its publisher made it."""
+
+    version: int
+    view: LearnerView
+    model: bytes
+    sha256: bytes
+    onnx: OnnxPolicy
+
+
+class PolicyFile:
+    """One version's file, and the policy that experience made with it refers to.
+
+    Attributes:
+        version: RLlib's weights sequence number.
+        view: How the learner sees observations of this version.
+        sha256: Of the complete file.
+        exported: The file itself; None once it is too old to be kept.
+    """
+
+    __slots__ = ("exported", "sha256", "version", "view")
+
+    def __init__(self, exported: ExportedPolicy) -> None:
+        self.version = exported.version
+        self.view = exported.view
+        self.sha256 = exported.sha256
+        self.exported: ExportedPolicy | None = exported
+
+
+class PolicyFiles:
+    """All files of this server by what they are known by, their SHA-256.
+
+    Attributes:
+        newest: None until the first one is published.
+    """
+
+    def __init__(self, *, max_kept: int, max_remembered: int) -> None:
+        """Nothing is published yet.
+
+        Args:
+            max_kept: Files that stay loadable, the newest one among them.
+            max_remembered: Files that experience may still name.
+        """
+        self._max_kept = max_kept
+        self._max_remembered = max_remembered
+        self._files: OrderedDict[bytes, PolicyFile] = OrderedDict()
+        self._waits: set[PolicyWait] = set()
+        self.newest: PolicyFile | None = None
+
+    def add(self, exported: ExportedPolicy) -> None:
+        """A version was published; one that is no news is ignored."""
+        if self.newest is not None and exported.version <= self.newest.version:
+            return
+        self.newest = self._files[exported.sha256] = PolicyFile(exported)
+        if len(self._files) > self._max_remembered:
+            self._files.popitem(last=False)
+        if len(self._files) > self._max_kept:
+            # In order: only the one that has just become too old still has its file.
+            list(self._files.values())[-self._max_kept - 1].exported = None
+        waits, self._waits = self._waits, set()
+        for wait in waits:
+            wait.wake()
+
+    def find(self, sha256: bytes) -> PolicyFile | None:
+        """The file of that hash, if it is remembered."""
+        return self._files.get(sha256)
+
+    def cancel(self, fault: Fault) -> None:
+        """End all that wait."""
+        for wait in self._waits:
+            wait.end(fault)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for another file."""
+        return len(self._waits)
+
+    @property
+    def oldest_version(self) -> int:
+        """Of the files that are remembered; 0 while there are none."""
+        return next(iter(self._files.values())).version if self._files else 0
+
+    async def other_than(self, sha256: bytes, wait_s: float, wait: PolicyWait) -> PolicyFile:
+        """The newest file, as soon as it is not that one.
+
+        Args:
+            sha256: Of the file that the caller has; empty for none.
+            wait_s: Give up after this long.
+            wait: The call that this is for.
+
+        Returns:
+            The newest file; the caller's own, if there was no other in time.
+
+        Raises:
+            Fault: NOT_READY; there is none at all. Or what the call was ended with.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while self.newest is None or self.newest.sha256 == sha256:
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                break
+            self._waits.add(wait)
+            try:
+                await wait.news(left_s)
+            finally:
+                self._waits.discard(wait)
+        if self.newest is None:
+            raise Fault(
+                Reason.NOT_READY,
+                "no policy yet: RLlib has not sent its first weights; ask again",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        return self.newest
+
+
+class PolicyWait:
+    """A call that may wait for another file; see ``sessions.Call``."""
+
+    def __init__(self) -> None:
+        self._woken = asyncio.Event()
+        self._fault: Fault | None = None
+
+    async def news(self, timeout_s: float) -> None:
+        """Until there is another file, or the time is over.
+
+        Raises:
+            Fault: What the call was ended with.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._woken.wait(), timeout_s)
+        self._woken.clear()
+        if self._fault is not None:
+            raise self._fault
+
+    def wake(self) -> None:
+        """There is another file."""
+        self._woken.set()
+
+    def end(self, fault: Fault) -> None:
+        """See ``sessions.Call``."""
+        self._fault = fault
+        self._woken.set()
