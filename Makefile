@@ -68,4 +68,5 @@ lock: ## Pin every dependency of all extras anew
 
 clean: ## Remove .venv, caches and runs
 	rm -rf $(VENV) $(VENV)-lock runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf examples/javascript/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,26 @@
+// What the commands of this directory have in common: their options.
+
+import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { parseArgs } from 'node:util';
+
+/** The options of the command line; `defaults` names those of the command, and their values. */
+export function options(defaults) {
+  const texts = Object.entries({ server: 'localhost:9900', 'token-file': '', 'tls-ca': '' });
+  const numbers = Object.entries(defaults);
+  const { values } = parseArgs({
+    options: Object.fromEntries(
+      [...texts, ...numbers].map(([name, value]) => [
+        name,
+        { type: 'string', default: String(value) },
+      ]),
+    ),
+  });
+  return {
+    server: values.server,
+    name: `javascript ${hostname()} ${process.pid}`,
+    token: values['token-file'] && readFileSync(values['token-file'], 'utf8').trim(),
+    rootCertificate: values['tls-ca'] && readFileSync(values['tls-ca']),
+    ...Object.fromEntries(numbers.map(([name]) => [name, Number(values[name])])),
+  };
+}

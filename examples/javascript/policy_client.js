@@ -1,0 +1,187 @@
+// A session with a policy server: opened, resumed, asked for actions, closed. docs/protocol.md says
+// why it does what it does.
+
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import * as grpc from '@grpc/grpc-js';
+
+import { contract, GRPC_OPTIONS, PolicyError } from './contract.js';
+import { discreteValues, floatBatch } from './tensors.js';
+
+const CALL_MS = 60_000;
+const PATIENCE_MS = 300_000; // well above the time of a learning step: answers may wait for it
+const MAX_REDIRECTS = 3;
+
+/** The server does not know our session any more, and has opened another one. */
+export class SessionLost extends Error {}
+
+export class PolicyClient {
+  #options;
+  #metadata = new grpc.Metadata();
+  #service;
+  #stream = null;
+  #waiting = new Map(); // requests of the stream without an answer, by their number
+  #requests = 0;
+  #episodes = 0;
+
+  /**
+   * A client with an open session.
+   *
+   * @param {object} options  `server` ("host:port"), `mode` (an InferenceMode), `name`, and
+   *     perhaps `token` and `rootCertificate`
+   */
+  static async open(options) {
+    const client = new PolicyClient(options);
+    await client.#persist(() => client, { reopen: true });
+    return client;
+  }
+
+  /** Use `open`. */
+  constructor(options) {
+    this.#options = options;
+    if (options.token) this.#metadata.set('authorization', `Bearer ${options.token}`);
+    this.#connect(options.server);
+  }
+
+  /** A number for a new episode; never the same twice. */
+  nextEpisode() {
+    this.#episodes += 1;
+    return this.#episodes;
+  }
+
+  /** Calls a method of the service in this session until it is answered; repeating is safe. */
+  call(method, request) {
+    return this.#persist(() => this.#unary(method, request));
+  }
+
+  /**
+   * Records one row per episode and returns their actions, over one stream.
+   *
+   * @param {{episode: number, step: number, reward: number, status: string,
+   *     observation: Float32Array}[]} rows
+   * @param {object[]} starts  an `EpisodeStart` for each new episode that needs one
+   * @returns {Promise<number[]>}  the rows' actions; 0 for those that end their episode
+   */
+  async act(rows, starts = []) {
+    const actions = rows.map(() => 0);
+    let due = rows.map((_, index) => index);
+    await this.#persist(async () => {
+      const groups = [stepRows(due.map((index) => rows[index]))];
+      const [answer] = (await this.#ask({ starts, groups })).groups;
+      const given = answer.actions ? discreteValues(answer.actions) : [];
+      due.forEach((index, i) => (actions[index] = given[i] ?? 0));
+      if (answer.actions) this.version = answer.policy_version;
+
+      // Only the refused rows are sent again, and only if the server may say yes then.
+      due = answer.faults.map((fault) => due[fault.index]);
+      const errors = answer.faults.map((fault) => PolicyError.ofDetail(fault.error));
+      if (errors.length > 0) throw errors.find((error) => !error.notNow) ?? errors[0];
+    });
+    return actions;
+  }
+
+  /** Ends the session; unfinished episodes are truncated. */
+  async close() {
+    await this.#unary('CloseSession', {});
+    this.#stream?.cancel();
+    this.#service.close();
+  }
+
+  #connect(address) {
+    const { server, rootCertificate } = this.#options;
+    const credentials = rootCertificate
+      ? grpc.credentials.createSsl(rootCertificate)
+      : grpc.credentials.createInsecure();
+    // After a redirect, TLS still verifies the name that was dialled first.
+    const name = { 'grpc.ssl_target_name_override': server.replace(/:\d+$/, '') };
+    this.#service?.close();
+    this.#service = new contract.PolicyService(address, credentials, { ...GRPC_OPTIONS, ...name });
+  }
+
+  /** Opens a session, or resumes ours. */
+  async #openSession() {
+    const known = this.session?.session_id;
+    for (let redirects = 0; ; redirects += 1) {
+      const session = await this.#unary('OpenSession', {
+        client_name: this.#options.name,
+        protocol_version: '1.0',
+        inference_mode: this.#options.mode,
+      });
+      if (!session.redirect_address) {
+        this.session = session; // its session_id is a secret: who has it speaks for us
+        break;
+      }
+      if (redirects === MAX_REDIRECTS) throw new Error('redirected too often');
+      this.#connect(session.redirect_address);
+    }
+    this.version = this.session.policy_version;
+    if (known && known !== this.session.session_id) {
+      throw new SessionLost('our session is over; another one is open');
+    }
+  }
+
+  /** Runs `attempt` until it succeeds, fails for good, or we lose patience. */
+  async #persist(attempt, { reopen = false } = {}) {
+    const giveUpAt = Date.now() + PATIENCE_MS;
+    for (let backoffMs = 100; ; backoffMs = Math.min(2 * backoffMs, 2000)) {
+      try {
+        if (reopen) await this.#openSession();
+        return await attempt();
+      } catch (error) {
+        const unknown = error.reason === 'ERROR_REASON_UNKNOWN_SESSION';
+        const hopeless = !(error.notNow || error.broken || unknown);
+        if (hopeless || Date.now() > giveUpAt) throw error;
+        if (error.broken) console.warn(`trying again: ${error.message}`);
+        reopen = error.broken || unknown;
+        await sleep(error.retryAfterMs ?? backoffMs * (0.5 + Math.random() / 2));
+      }
+    }
+  }
+
+  #unary(method, request) {
+    const named = { session_id: this.session?.session_id, ...request };
+    const options = { deadline: Date.now() + CALL_MS };
+    return new Promise((resolve, reject) => {
+      this.#service[method](named, this.#metadata, options, (error, response) =>
+        error ? reject(PolicyError.ofCall(error)) : resolve(response),
+      );
+    });
+  }
+
+  #ask(act) {
+    this.#stream ??= this.#openStream();
+    this.#requests += 1;
+    const request = this.#requests;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(request, { resolve, reject });
+      this.#stream.write({ request, act: { session_id: this.session.session_id, ...act } });
+    });
+  }
+
+  #openStream() {
+    const stream = this.#service.StreamAct(this.#metadata);
+    stream.on('data', ({ request, act, error }) => {
+      const { resolve, reject } = this.#waiting.get(request);
+      this.#waiting.delete(request);
+      if (error) reject(PolicyError.ofDetail(error));
+      else resolve(act);
+    });
+    stream.on('error', () => {}); // its status comes as an event, too
+    stream.on('status', (status) => {
+      this.#stream = null;
+      for (const { reject } of this.#waiting.values()) reject(PolicyError.ofCall(status));
+      this.#waiting.clear();
+    });
+    return stream;
+  }
+}
+
+function stepRows(rows) {
+  return {
+    episodes: rows.map((row) => row.episode),
+    steps: rows.map((row) => row.step),
+    rewards: rows.map((row) => row.reward),
+    statuses: rows.map((row) => row.status),
+    observations: floatBatch(rows.map((row) => row.observation)),
+  };
+}
