@@ -19,7 +19,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-__all__ = ["InputSpec", "NoisePool", "NoiseSpec", "OnnxPolicy", "PolicyFileError", "PolicySpec"]
+__all__ = [
+    "FilterSpec",
+    "InputSpec",
+    "NoisePool",
+    "NoiseSpec",
+    "OnnxPolicy",
+    "PolicyFileError",
+    "PolicySpec",
+    "StateSpec",
+]
 
 SCHEMA_VERSION: Final = "1"
 """Of the metadata; a file of another schema is refused."""
@@ -64,6 +73,30 @@ class NoiseSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class StateSpec:
+    """One tensor of a recurrent policy's memory. No release makes any yet."""
+
+    input: str
+    """Of the graph, ``[N, *shape]``; zeros at the start of an episode."""
+    output: str
+    """Of the graph; given to ``input`` at the episode's next step."""
+    dtype: str
+    """Of both, as numpy says it."""
+    shape: tuple[int, ...]
+    """Of one row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterSpec:
+    """What the graph does to observations before its network sees them."""
+
+    kind: Literal["mean_std"]
+    """``clip((x - mean) / deviation)`` with the statistics of this version."""
+    clip: float | None
+    """Bound of the result's absolute value; None: unbounded."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PolicySpec:
     """What a policy file says of itself."""
 
@@ -86,6 +119,10 @@ class PolicySpec:
     same output), ``action_logp``, ``action_dist_inputs``."""
     recorded: tuple[str, ...]
     """Roles besides the actions that belong into the experience."""
+    states: tuple[StateSpec, ...] = ()
+    """Memory that goes from step to step; empty where there is none."""
+    observation_filter: FilterSpec | None = None
+    """Folded into the graph, which takes observations as they are; None: there is none."""
 
     def to_metadata(self) -> dict[str, str]:
         """The file's ``metadata_props``."""
@@ -100,6 +137,10 @@ class PolicySpec:
             "inputs": json.dumps([dataclasses.asdict(each) for each in self.inputs]),
             "roles": json.dumps(dict(self.roles)),
             "recorded": json.dumps(self.recorded),
+            "states": json.dumps([dataclasses.asdict(each) for each in self.states]),
+            "observation_filter": json.dumps(
+                self.observation_filter and dataclasses.asdict(self.observation_filter)
+            ),
         }
         return {_PREFIX + key: value for key, value in {"schema": SCHEMA_VERSION, **values}.items()}
 
@@ -117,10 +158,11 @@ class PolicySpec:
                 + ("an ONNX file without our metadata" if schema is None else f"schema {schema}")
             )
         try:
-            inputs = tuple(
-                InputSpec(**{**each, "shape": tuple(each["shape"])})
-                for each in json.loads(metadata[_PREFIX + "inputs"])
-            )
+            said = {
+                key: json.loads(metadata[_PREFIX + key])
+                for key in ("inputs", "noise", "roles", "recorded", "states", "observation_filter")
+            }
+            folded = said["observation_filter"]
             return cls(
                 policy_id=metadata[_PREFIX + "policy_id"],
                 version=int(metadata[_PREFIX + "policy_version"]),
@@ -128,13 +170,20 @@ class PolicySpec:
                 observation_space=metadata[_PREFIX + "observation_space"],
                 action_space=metadata[_PREFIX + "action_space"],
                 distribution=metadata[_PREFIX + "distribution"],
-                noise=NoiseSpec(**json.loads(metadata[_PREFIX + "noise"])),
-                inputs=inputs,
-                roles=json.loads(metadata[_PREFIX + "roles"]),
-                recorded=tuple(json.loads(metadata[_PREFIX + "recorded"])),
+                noise=NoiseSpec(**said["noise"]),
+                inputs=tuple(InputSpec(**_with_shape(each)) for each in said["inputs"]),
+                roles=said["roles"],
+                recorded=tuple(said["recorded"]),
+                states=tuple(StateSpec(**_with_shape(each)) for each in said["states"]),
+                observation_filter=None if folded is None else FilterSpec(**folded),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyFileError(f"the policy file's metadata is damaged: {error!r}") from error
+
+
+def _with_shape(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists only."""
+    return {**values, "shape": tuple(values["shape"])}
 
 
 class NoisePool:
@@ -223,6 +272,8 @@ class OnnxPolicy:
         self.spec = spec = PolicySpec.from_metadata(
             session.get_modelmeta().custom_metadata_map or {}
         )
+        if spec.states:
+            raise PolicyFileError("the policy is recurrent, which this release cannot run")
         self._run = session.run
         self._noise = NoisePool(spec.noise) if noise is None else noise
         self._noise_input = spec.noise.input

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -226,8 +227,10 @@ def _spec(
         inputs=plan.inputs,
         roles=roles,
         recorded=plan.recorded,
+        observation_filter=plan.observation_filter,
     )
 
 
 def _space_json(space: gym.Space[Any]) -> str:
-    return json_format.MessageToJson(space_to_proto(space), indent=None)
+    # Sorted: the keys of a Dict come in any order, and equal policies must be equal files.
+    return json.dumps(json_format.MessageToDict(space_to_proto(space)), sort_keys=True)

@@ -132,7 +132,7 @@ class BoxActions:
         """``[B, d]`` to outputs by name."""
         if not (self._unsquash or self._clip or self._dtype != actions.dtype):
             return {"actions": actions}
-        executed = actions.to(self._dtype)
+        executed = actions if self._dtype == actions.dtype else actions.to(self._dtype)
         if self._unsquash:
             half = (self._high - self._low) / 2.0
             executed = executed * half + (self._low + half)

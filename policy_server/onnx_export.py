@@ -20,31 +20,10 @@ from numpy.typing import NDArray
 
 from client_sdk.onnx_policy import PolicySpec
 from policy_server.onnx_graphs import PolicyGraph
+from policy_server.onnx_operators import IR_VERSION, OPSET, PORTABLE_OPERATORS
 from policy_server.onnx_plan import GraphPlan, NotExportableError
 
-OPSET: Final = 15
-"""With IR 8 the newest that the runtimes of the common game engines read."""
-IR_VERSION: Final = 8
-
 _MARKING_ATTEMPTS: Final = 4
-
-_FORBIDDEN = frozenset(
-    {
-        "Bernoulli",
-        "GRU",
-        "If",
-        "LSTM",
-        "Loop",
-        "Multinomial",
-        "RNN",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-        "Scan",
-    }
-)
-"""Operators that those runtimes do not have, or that would draw numbers of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +112,9 @@ def export_template(plan: GraphPlan, spec: PolicySpec) -> Template:
         ):
             raise NotExportableError(f"{name} changed its shape or dtype in the export")
     for node in model.graph.node:
-        if node.op_type in _FORBIDDEN or node.domain not in {"", "ai.onnx"}:
-            raise NotExportableError(f"the exported graph holds {node.domain}{node.op_type}")
+        if node.domain not in {"", "ai.onnx"} or node.op_type not in PORTABLE_OPERATORS:
+            operator = ".".join(filter(None, (node.domain, node.op_type)))
+            raise NotExportableError(f"the graph holds {operator}, which game engines cannot run")
     slots: dict[str, Slot] = {}
     # A marker of four bytes may occur by chance in some megabytes of others: draw again.
     for _ in range(_MARKING_ATTEMPTS):

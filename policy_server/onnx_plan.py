@@ -46,7 +46,7 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
-from client_sdk.onnx_policy import InputSpec, NoiseSpec
+from client_sdk.onnx_policy import FilterSpec, InputSpec, NoiseSpec
 from client_sdk.wire.leaves import child_path
 from policy_server.filters import MeanStdFilter as ExactMeanStdFilter
 from policy_server.onnx_actions import (
@@ -101,6 +101,7 @@ class GraphPlan:
     inputs: tuple[InputSpec, ...]
     noise: NoiseSpec
     distribution: str
+    observation_filter: FilterSpec | None
     recorded: tuple[str, ...]
     """Roles that RLlib's learners want in ``extra_model_outputs``."""
 
@@ -149,7 +150,7 @@ def plan_graph(
             recorded = ("action_logp", "action_dist_inputs")
     graph = PolicyGraph(observe, net, act)
     graph.eval()
-    return GraphPlan(graph, inputs, noise, distribution, recorded)
+    return GraphPlan(graph, inputs, noise, distribution, _filter(connectors), recorded)
 
 
 def is_rllibs_own(module: Any, env_to_module: Any, module_to_env: Any) -> bool:
@@ -245,6 +246,16 @@ def _observation_connectors(env_to_module: Any) -> list[Any]:
         if not (flattens or filters) or piece._multi_agent:
             raise NotExportableError(f"env-to-module connector {type(piece).__name__}")
     return custom
+
+
+def _filter(connectors: Sequence[Any]) -> FilterSpec | None:
+    filters = [each for each in connectors if isinstance(each, MeanStdFilter)]
+    if not filters:
+        return None
+    if len(filters) > 1:
+        raise NotExportableError("more than one MeanStdFilter")
+    clip = filters[0].clip_by_value
+    return FilterSpec("mean_std", float(clip) if clip else None)
 
 
 def _executed_connector(module_to_env: Any) -> NormalizeAndClipActions:

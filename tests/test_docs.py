@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import gymnasium
 import pytest
@@ -13,21 +12,10 @@ import pytest
 from client_sdk import errors
 from client_sdk.wire.faults import STATUS_OF_REASON, Reason
 from policy_server.space_files import read_spaces
+from tests.documents import ROOT, blocks, table
 from tests.servers import serving
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(document, language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-
-
-def table(document, heading):
-    """Rows of the first table under a heading, header and rule left out."""
-    text = (ROOT / document).read_text().partition(f"## {heading}\n")[2]
-    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE).group().splitlines()
-    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def exception_classes():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,13 +25,23 @@ from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-from client_sdk.onnx_policy import NoisePool, NoiseSpec, OnnxPolicy, PolicyFileError, PolicySpec
+from client_sdk.onnx_policy import (
+    FilterSpec,
+    NoisePool,
+    NoiseSpec,
+    OnnxPolicy,
+    PolicyFileError,
+    PolicySpec,
+    StateSpec,
+)
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.spaces import space_from_proto
+from policy_server import onnx_export
 from policy_server.inference import OnnxEnginePolicy
 from policy_server.onnx_check import module_inputs, probe, randomize
 from policy_server.onnx_export import export_template, refreshed_values
+from policy_server.onnx_operators import PORTABLE_OPERATORS
 from policy_server.onnx_plan import NotExportableError, plan_graph
 
 BOX = gym.spaces.Box(-2.0, 2.0, (3,))
@@ -163,22 +176,60 @@ def test_a_file_says_what_a_program_in_any_language_must_know() -> None:
     ]
     for said, space in ((spec.observation_space, NESTED), (spec.action_space, BOX)):
         assert space_from_proto(json_format.Parse(said, pb.Space())) == space
-    for key in ("inputs", "noise", "roles", "recorded"):
+    assert (spec.states, spec.observation_filter) == ((), None)
+    for key in ("inputs", "noise", "roles", "recorded", "states", "observation_filter"):
         json.loads(props[f"policyserver.{key}"])
     onnx.checker.check_model(model, full_check=True)
 
 
-@pytest.mark.parametrize("name", PATCHED)
-def test_graphs_stay_within_what_game_engines_read(name: str) -> None:
-    built = PATCHED[name]()
-    model = onnx.load_from_string(policy_of(built).model)
-    assert model.ir_version == 8
-    assert [(each.domain, each.version) for each in model.opset_import] == [("", 15)]
-    names = {node.op_type for node in model.graph.node}
-    assert not {each for each in names if "Random" in each} | names & {"If", "Loop", "LSTM", "Scan"}
-    for value in [*model.graph.input, *model.graph.output]:
-        dims = value.type.tensor_type.shape.dim
-        assert [bool(dim.dim_param) for dim in dims] == [True] + [False] * (len(dims) - 1)
+def test_a_graph_of_operators_that_game_engines_lack_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_export, "PORTABLE_OPERATORS", PORTABLE_OPERATORS - {"Tanh"})
+    factory = build(PPOConfig()).factory()
+    assert factory.name == "rl_module"
+    assert factory.reason == "the graph holds Tanh, which game engines cannot run"
+
+
+def test_a_file_names_the_filter_that_is_folded_in() -> None:
+    spec = OnnxPolicy(policy_of(build(PPOConfig(), CARTPOLE, None, MeanStdFilter)).model).spec
+    assert spec.observation_filter == FilterSpec("mean_std", 10.0)
+    assert OnnxPolicy(policy_of(build(PPOConfig())).model).spec.observation_filter is None
+
+
+def test_a_recurrent_policys_file_is_refused() -> None:
+    spec = OnnxPolicy(policy_of(build(PPOConfig())).model).spec
+    memory = StateSpec("state_in_h", "state_out_h", "float32", (8,))
+    model = onnx.load_from_string(policy_of(build(PPOConfig())).model)
+    recurrent = dataclasses.replace(spec, states=(memory,)).to_metadata()
+    for each in model.metadata_props:
+        each.value = recurrent[each.key]
+    with pytest.raises(PolicyFileError, match="recurrent"):
+        OnnxPolicy(model.SerializeToString())
+
+
+def test_equal_policies_are_equal_files() -> None:
+    """Byte by byte, whatever else their processes did; a file is known by its hash."""
+    connectors = (FlattenObservations, MeanStdFilter)
+    first, second = (policy_of(build(PPOConfig(), NESTED, BOX, *connectors)) for _ in range(2))
+    assert first.model == second.model
+    script = (
+        "import sys, hashlib, gymnasium as gym\n"
+        "sys.path[:0] = sys.argv[1:]\n"
+        "from test_onnx_files import *\n"
+        "built = build(PPOConfig(), NESTED, BOX, FlattenObservations, MeanStdFilter)\n"
+        "print(hashlib.sha256(policy_of(built).model).hexdigest())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(Path(__file__).parent)],
+        capture_output=True,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == hashlib.sha256(first.model).hexdigest()
 
 
 def test_a_q_policy_records_no_outputs() -> None:

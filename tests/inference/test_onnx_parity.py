@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+import onnx
 import pytest
 import torch
 from modules import CARTPOLE, Built, build, contexts, flags
@@ -28,6 +30,7 @@ from client_sdk.onnx_policy import NoisePool, OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.inference import OnnxEnginePolicy
 from policy_server.onnx_check import module_inputs, probe
+from policy_server.onnx_operators import PORTABLE_OPERATORS
 from policy_server.rl_module_engine import RLModuleFactory, RLModuleSpaces
 
 Box, Discrete, MultiDiscrete = gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete
@@ -163,10 +166,34 @@ def both(built: Built) -> tuple[OnnxEnginePolicy, Any]:
     return cast("OnnxEnginePolicy", factory.build(1, 0, view)), other.build(1, 0, view)
 
 
+@functools.cache
+def built_as(name: str) -> tuple[Built, OnnxEnginePolicy, Any]:
+    """One of the modules, its graph, and itself as a policy; not to be changed."""
+    built = MODULES[name]()
+    return built, *both(built)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_graph_stays_within_what_game_engines_run(name: str) -> None:
+    model = onnx.load_from_string(built_as(name)[1].model)
+    assert model.ir_version == 8
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 15)]
+    assert {node.op_type for node in model.graph.node} <= PORTABLE_OPERATORS
+    for value in [*model.graph.input, *model.graph.output]:
+        dims = value.type.tensor_type.shape.dim
+        assert [bool(dim.dim_param) for dim in dims] == [True] + [False] * (len(dims) - 1)
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_portable_operators_draw_nothing_loop_nowhere_and_remember_nothing() -> None:
+    own_numbers = {each for each in PORTABLE_OPERATORS if "Random" in each}
+    stateful = {"Bernoulli", "Multinomial", "If", "Loop", "Scan", "LSTM", "GRU", "RNN"}
+    assert not own_numbers | stateful & PORTABLE_OPERATORS
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_graph_gives_what_the_module_gives_on_1000_observations(name: str) -> None:
-    built = MODULES[name]()
-    graph, module = both(built)
+    built, graph, module = built_as(name)
     policy = OnnxPolicy(graph.model)
     distribution = policy.spec.distribution
     n = 1000
@@ -230,7 +257,7 @@ def test_the_learner_gets_no_outputs_that_it_does_not_ask_for() -> None:
     """Replay buffers would keep them, step by step."""
     wanted = {"PPO Box to Discrete": {"action_logp", "action_dist_inputs"}, "DQN": set()}
     for name, outputs in (wanted | {"C51": set(), "SAC": set()}).items():
-        graph, _ = both(MODULES[name]())
+        _, graph, _ = built_as(name)
         rows = {"": np.zeros((2, 4), np.float32)}
         assert set(graph.infer(rows, flags(2, greedy=False), contexts(2)).outputs) == outputs
 
