@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from client_sdk.config import Address, Timeouts, TlsConfig
+from client_sdk import certificates, credentials
+from client_sdk.config import Address, Timeouts
 from client_sdk.errors import InvalidValueError, PolicyClientError
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ _GRACE_S = 4.5
 
 _EXIT_CODES = """\
 exit codes:
-  0    that many episodes have ended
-  1    no policy server answers, or it refuses this client
+  0    that many episodes have ended, or the files are written
+  1    no policy server answers, or it refuses this client; files cannot be written
   2    a bad option, or no such environment
   130  ended by Ctrl-C (SIGINT)
   143  ended by SIGTERM
@@ -41,6 +42,11 @@ examples:
   policy-client run CartPole-v1 --server localhost:9900 --envs 16
   policy-client run my_package:Warehouse-v0 --server trainer:9900 --tls-ca ca.pem --token-file token
   policy-client run CartPole-v1 --server localhost:9900 --episodes 20 --greedy
+"""
+
+_CERTS_EXAMPLES = """\
+examples:
+  policy-client certs certs --host trainer.example 192.168.1.20
 """
 
 
@@ -88,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             format="%(message)s",
             stream=sys.stderr,
         )
-        code = _run(options)
+        code = int(options.run(options))
         # What went wrong on the way out of a signal is not why it ended.
         return 128 + stopped.number if stopped.number else code
     except KeyboardInterrupt:
@@ -101,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="policy-client",
-        description="Connect a simulator to a policy server.",
+        description="Connect simulators to a policy server.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -113,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"{_RUN_EXAMPLES}\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    run.set_defaults(run=_run)
     run.add_argument(
         "env", metavar="ENV", help="Gymnasium id, such as CartPole-v1 or package:Id-v0"
     )
@@ -150,22 +157,47 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="wait so long for a server that is not up yet (default: 60)",
     )
-    run.add_argument("--token-file", type=Path, metavar="F", help="file with the bearer token")
-    run.add_argument(
-        "--tls-ca",
-        metavar="F",
-        help="PEM file of the authority that signed the server's certificate",
-    )
-    run.add_argument("--tls-cert", metavar="F", help="PEM file of this client's certificate")
-    run.add_argument("--tls-key", metavar="F", help="PEM file of its private key")
-    run.add_argument(
-        "--insecure",
-        action="store_true",
-        help="send the token without TLS to another machine all the same",
-    )
+    credentials.add_client_options(run)
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.add_argument("--debug", action="store_true", help="log in detail")
+    _add_certs(commands)
     return parser
+
+
+def _add_certs(commands: argparse._SubParsersAction[_Parser]) -> None:
+    certs = commands.add_parser(
+        "certs",
+        help="make certificates and a token for a server and its clients",
+        description="Make an authority of your own, certificates that it signed, and a token.",
+        epilog=f"{_CERTS_EXAMPLES}\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    certs.set_defaults(run=_certs, debug=False)
+    certs.add_argument(
+        "directory", metavar="DIR", type=Path, help="a new directory for all of them"
+    )
+    certs.add_argument(
+        "--host",
+        dest="hosts",
+        required=True,
+        nargs="+",
+        metavar="NAME",
+        help="names and IP addresses under which clients reach the server; localhost is added",
+    )
+    certs.add_argument(
+        "--days", type=_count, default=365, metavar="N", help="how long they last (default: 365)"
+    )
+
+
+def _certs(options: argparse.Namespace) -> int:
+    try:
+        made = certificates.make(options.directory, options.hosts, days=options.days)
+    except InvalidValueError as error:
+        return _failed(EXIT_USAGE, str(error))
+    except (OSError, ImportError) as error:
+        return _failed(EXIT_FAILED, str(error))
+    print(made)
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -181,10 +213,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.quiet:
         logging.getLogger().setLevel(logging.ERROR)
     try:
-        token = options.token_file.read_text().strip() if options.token_file else None
-        tls = None
-        if options.tls_ca or options.tls_cert or options.tls_key:
-            tls = TlsConfig(options.tls_ca, options.tls_cert, options.tls_key)
         timeouts = dataclasses.replace(Timeouts(), connect_s=options.connect_timeout)
         summary = run_gymnasium(
             options.env,
@@ -195,8 +223,8 @@ def _run(options: argparse.Namespace) -> int:
             training_enabled=not options.no_training,
             explore=not options.greedy,
             seed=options.seed,
-            token=token,
-            tls=tls,
+            token=credentials.token(options),
+            tls=credentials.client_tls(options),
             insecure=options.insecure,
             timeouts=timeouts,
             name=options.name,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from os import PathLike
-from pathlib import Path
+import re
 from urllib.parse import urlsplit
 
+from client_sdk import pem
 from client_sdk.errors import InvalidValueError
+from client_sdk.pem import Pem
 
-Pem = bytes | str | PathLike[str]
-"""PEM data itself, or the path of a file of it."""
+_HEADER_WORD = re.compile(r"[!-~]+")
+"""What fits into an HTTP header as one word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +57,14 @@ class TlsConfig:
     """Its private key."""
 
     def __post_init__(self) -> None:
+        if self.root_certificates is not None:
+            pem.check_authority(self.root_certificates, "TlsConfig.root_certificates")
         if (self.certificate is None) != (self.key is None):
             raise InvalidValueError(
                 "a client certificate needs both certificate= and key=", field="TlsConfig"
             )
-        for field in dataclasses.fields(self):
-            self.read(field.name)
+        if self.certificate is not None and self.key is not None:
+            pem.check_chain(self.certificate, self.key, "TlsConfig")
 
     def read(self, name: str) -> bytes | None:
         """The PEM data of one field.
@@ -70,14 +73,30 @@ class TlsConfig:
             InvalidValueError: Its file cannot be read.
         """
         value: Pem | None = getattr(self, name)
-        if value is None or isinstance(value, bytes):
-            return value
-        try:
-            return Path(value).read_bytes()
-        except OSError as error:
-            raise InvalidValueError(
-                f"cannot read {str(value)!r}: {error.strerror}", field=f"TlsConfig.{name}"
-            ) from error
+        return None if value is None else pem.read(value, f"TlsConfig.{name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerTls:
+    """Certificates of whoever listens, as paths of PEM files. ``check`` looks into them."""
+
+    certificate: str
+    """The server's certificate chain."""
+    key: str
+    """Its private key, without a password."""
+    client_ca: str | None = None
+    """Clients must present a certificate signed by this authority (mTLS); None: they need none."""
+
+    def check(self) -> None:
+        """Refuse what nobody could listen with.
+
+        Raises:
+            InvalidValueError: A file cannot be read or is something else, or the key is not that
+                of the certificate.
+        """
+        pem.check_chain(self.certificate, self.key, "ServerTls")
+        if self.client_ca is not None:
+            pem.check_authority(self.client_ca, "ServerTls.client_ca")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +112,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether nothing that is sent there leaves this machine."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -122,16 +136,56 @@ class Address:
         return cls(host, port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can be meant by that host name or address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_token(text: str) -> bool:
+    """Whether it can travel as a bearer token."""
+    return _HEADER_WORD.fullmatch(text) is not None
+
+
 def check_token(token: str | None, address: Address, *, tls: bool, insecure: bool) -> None:
     """Refuse to show a token to a network that can read it.
 
     Raises:
-        InvalidValueError: The token would leave this machine in plain text.
+        InvalidValueError: The token would leave this machine in plain text, or is no token.
     """
+    if token is not None and not is_token(token):
+        raise InvalidValueError(
+            "expected one word of visible ASCII characters, or None", field="token"
+        )
     if token is None or tls or insecure or address.is_loopback:
         return
     raise InvalidValueError(
         f"a token would travel to {address} in plain text, where anyone on the way can read it. "
         "Pass tls=TlsConfig(...), or insecure=True if the network itself is trusted.",
         field="token",
+    )
+
+
+def check_exposure(host: str, *, protected: bool, insecure: bool) -> None:
+    """Refuse to listen where strangers can connect.
+
+    Args:
+        host: The interface to listen on.
+        protected: With TLS and a token.
+        insecure: Whether it was said to be fine.
+
+    Raises:
+        InvalidValueError: Anyone on that network could come in.
+    """
+    if protected or insecure or is_loopback(host):
+        return
+    raise InvalidValueError(
+        f"listening on {host!r} without TLS and a token lets anyone on that network in. Set tls= "
+        "and token= (`policy-client certs` makes both), or insecure=True (--insecure) if the "
+        "network itself is trusted.",
+        field="host",
     )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import tempfile
 import threading
 import time
 
+from client_sdk import pem
 from client_sdk.config import Address
 from client_sdk.errors import (
     ConnectError,
@@ -88,46 +88,82 @@ def _listens(
     endpoint: Endpoint, connection: socket.socket, waited_s: float, why: str
 ) -> ConnectError:
     """Something accepts connections: does it speak the TLS that we do?"""
-    address, tls = endpoint.address, endpoint.tls
-    if tls is None:
-        anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        anyone.check_hostname = False
-        anyone.verify_mode = ssl.CERT_NONE
-        anyone.set_alpn_protocols(["h2"])
-        with contextlib.suppress(OSError), anyone.wrap_socket(connection):
+    failure = (
+        _plaintext(endpoint, connection) if endpoint.tls is None else _tls(endpoint, connection)
+    )
+    return failure or ConnectTimeout(
+        f"something listens on {endpoint.address} but did not open a session within {waited_s:.3g} "
+        f"s ({why}). Is it a policy server?"
+    )
+
+
+def _plaintext(endpoint: Endpoint, connection: socket.socket) -> TlsError | None:
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname = False
+    anyone.verify_mode = ssl.CERT_NONE
+    anyone.set_alpn_protocols(["h2"])
+    with contextlib.suppress(OSError), anyone.wrap_socket(connection):
+        return TlsError(
+            f"the server at {endpoint.address} speaks TLS and this client does not: pass "
+            "tls=TlsConfig(root_certificates=...) or --tls-ca, with the authority that signed its "
+            "certificate"
+        )
+    return None
+
+
+def _tls(endpoint: Endpoint, connection: socket.socket) -> TlsError | None:
+    address = endpoint.address
+    shows_certificate = endpoint.tls is not None and endpoint.tls.certificate is not None
+    try:
+        with _context(endpoint).wrap_socket(connection, server_hostname=address.host) as secure:
+            # A server that misses a client certificate, or does not like it, lets the handshake
+            # pass, and hangs up.
+            refused = not secure.recv(1)
+    except ssl.SSLCertVerificationError as error:
+        return TlsError(f"the certificate of {address} is refused: {_distrust(error, address)}")
+    except ssl.SSLError as error:
+        if "ALERT" not in (error.reason or ""):
             return TlsError(
-                f"the server at {address} speaks TLS and this client does not: pass "
-                "tls=TlsConfig(root_certificates=...)"
+                f"the server at {address} does not speak TLS ({error.reason or error}): connect "
+                "without tls= or --tls-ca, or start the server with --tls-cert and --tls-key"
             )
-    else:
-        try:
-            with _context(endpoint).wrap_socket(connection, server_hostname=address.host) as secure:
-                # A server that misses a client certificate lets the handshake pass, and hangs up.
-                hung_up = not secure.recv(1)
-        except ConnectionResetError:
-            hung_up = True
-        except ssl.SSLCertVerificationError as error:
-            return TlsError(
-                f"the certificate of {address} is refused: {error.verify_message}. "
-                "TlsConfig.root_certificates must hold the authority that signed it, and the "
-                "address must be a name that it was issued for."
-            )
-        except ssl.SSLError as error:
-            return TlsError(
-                f"the server at {address} does not speak TLS, or asks for a client certificate "
-                f"(TlsConfig.certificate and .key): {error.reason or error}"
-            )
-        except OSError:
-            hung_up = False
-        if hung_up:
-            return TlsError(
-                f"the server at {address} hangs up after the TLS handshake: it probably asks for a "
-                "client certificate, which is TlsConfig.certificate and .key, signed by an "
-                "authority that it knows"
-            )
-    return ConnectTimeout(
-        f"something listens on {address} but did not open a session within {waited_s:.3g} s "
-        f"({why}). Is it a policy server?"
+        refused = True
+    except ConnectionResetError:
+        refused = True
+    except OSError:
+        refused = False
+    if not refused:
+        return None
+    if shows_certificate:
+        return TlsError(
+            f"the server at {address} hangs up on this client certificate: it must be valid today "
+            "and signed by the authority that the server asks for (--tls-client-ca)"
+        )
+    return TlsError(
+        f"the server at {address} hangs up after the TLS handshake: it probably asks for a client "
+        "certificate, which is TlsConfig.certificate and .key, or --tls-cert and --tls-key, signed "
+        "by an authority that it knows"
+    )
+
+
+_NOT_YET_VALID, _EXPIRED, _OTHER_NAME, _OTHER_IP = 9, 10, 62, 64
+"""X509_V_ERR_* of OpenSSL."""
+
+
+def _distrust(error: ssl.SSLCertVerificationError, address: Address) -> str:
+    """Why a server's certificate is not believed, and what to do."""
+    said = str(error.verify_message).rstrip(".")
+    if error.verify_code == _EXPIRED:
+        return f"{said}. Give the server a new one; `policy-client certs` makes them"
+    if error.verify_code == _NOT_YET_VALID:
+        return f"{said}. Is the clock of this machine right?"
+    if error.verify_code in (_OTHER_NAME, _OTHER_IP):
+        return (
+            f"{said}. Connect to a name that it was issued for, or give the server one that was "
+            f"issued for {address.host} (policy-client certs --host {address.host})"
+        )
+    return (
+        f"{said}. TlsConfig.root_certificates, or --tls-ca, must hold the authority that signed it"
     )
 
 
@@ -138,9 +174,5 @@ def _context(endpoint: Endpoint) -> ssl.SSLContext:
     context.set_alpn_protocols(["h2"])
     certificate, key = (tls.read("certificate"), tls.read("key")) if tls else (None, None)
     if certificate and key:
-        # The ssl module reads certificates from files only.
-        with tempfile.NamedTemporaryFile(suffix=".pem") as file:
-            file.write(key + b"\n" + certificate)
-            file.flush()
-            context.load_cert_chain(file.name)
+        pem.load_chain(context, certificate, key)
     return context

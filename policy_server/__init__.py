@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from policy_server.config import PolicyServerConfig, ServerTls
+from client_sdk.config import ServerTls
+from policy_server.config import PolicyServerConfig
 
 if TYPE_CHECKING:
     from policy_server.env_runner import PolicyServerEnvRunner

@@ -22,7 +22,12 @@ _ACTION_TIMEOUT_S = 2.0
 
 
 def check(
-    address: str, *, token: str | None = None, tls: TlsConfig | None = None, timeout_s: float = 5.0
+    address: str,
+    *,
+    token: str | None = None,
+    tls: TlsConfig | None = None,
+    insecure: bool = False,
+    timeout_s: float = 5.0,
 ) -> dict[str, str]:
     """Connect, agree on everything, ask for a few actions, leave.
 
@@ -32,6 +37,7 @@ def check(
         address: HOST:PORT.
         token: Bearer token, where the server asks for one.
         tls: How to encrypt; None: plaintext.
+        insecure: Send the token without TLS to another machine all the same.
         timeout_s: For connecting.
 
     Returns:
@@ -43,7 +49,12 @@ def check(
     timeouts = Timeouts(connect_s=timeout_s, action_s=_ACTION_TIMEOUT_S, reconnect_s=timeout_s)
     began = time.perf_counter()
     with PolicyClient(
-        address, token=token, tls=tls, timeouts=timeouts, name="policy-server check"
+        address,
+        token=token,
+        tls=tls,
+        insecure=insecure,
+        timeouts=timeouts,
+        name="policy-server check",
     ) as client:
         handshake_s = time.perf_counter() - began
         found = {

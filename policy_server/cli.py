@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from policy_server.config import ServerTls
+from client_sdk import credentials
+from client_sdk.errors import InvalidValueError
 from policy_server.ending import Ending
 from policy_server.options import EXIT_USAGE, build_parser
 
@@ -52,6 +53,10 @@ def _train(options: argparse.Namespace, ending: Ending) -> int:
         options.parser.error(problem)
     if problem := _missing():
         return _fail(EXIT_ENVIRONMENT, problem)
+    try:
+        server = _server_fields(options)
+    except InvalidValueError as error:
+        options.parser.error(" ".join(str(error).split()))
     # Only now: these import what may be missing.
     from policy_server.training import PortInUseError, TrainingError, train
     from policy_server.training_config import OptionError, TrainOptions
@@ -63,7 +68,7 @@ def _train(options: argparse.Namespace, ending: Ending) -> int:
                 env=options.env,
                 spaces=options.spaces,
                 config=options.config,
-                server=_server_fields(options),
+                server=server,
                 settings=tuple(options.settings),
                 num_env_runners=options.num_env_runners,
                 seed=options.seed,
@@ -88,18 +93,17 @@ def _train(options: argparse.Namespace, ending: Ending) -> int:
 
 
 def _check(options: argparse.Namespace, _ending: Ending) -> int:
-    from client_sdk.config import TlsConfig
-    from client_sdk.errors import InvalidValueError, PolicyClientError
+    from client_sdk.errors import PolicyClientError
     from policy_server.check import check, table
 
-    if problem := _tls_halves(options):
-        options.parser.error(problem)
-    token = options.token_file.read_text().strip() if options.token_file else None
     try:
-        tls = None
-        if options.tls or options.tls_ca or options.tls_cert:
-            tls = TlsConfig(options.tls_ca, options.tls_cert, options.tls_key)
-        found = check(options.address, token=token, tls=tls, timeout_s=options.timeout)
+        found = check(
+            options.address,
+            token=credentials.token(options),
+            tls=credentials.client_tls(options),
+            insecure=options.insecure,
+            timeout_s=options.timeout,
+        )
     except InvalidValueError as error:  # nothing was asked of anybody yet
         options.parser.error(" ".join(str(error).split()))
     except PolicyClientError as error:
@@ -114,18 +118,8 @@ def _inconsistent(options: argparse.Namespace) -> str | None:
         return "argument --resume: needs --checkpoint-dir"
     if options.config is not None and options.algo is not None:
         return "argument --algo: not allowed with argument --config, which names the algorithm"
-    if problem := _tls_halves(options):
-        return problem
-    if options.tls_client_ca is not None and options.tls_cert is None:
-        return "argument --tls-client-ca: needs --tls-cert and --tls-key"
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         return f"argument --plot: expected a name that ends in .png, got {options.plot}"
-    return None
-
-
-def _tls_halves(options: argparse.Namespace) -> str | None:
-    if (options.tls_cert is None) != (options.tls_key is None):
-        return "arguments --tls-cert and --tls-key: one needs the other"
     return None
 
 
@@ -146,13 +140,17 @@ def _missing() -> str | None:
 
 
 def _server_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of PolicyServerConfig that were given; what was not is left to the config."""
+    """The fields of PolicyServerConfig that were given; what was not is left to the config.
+
+    Raises:
+        InvalidValueError: A token or a certificate is none.
+    """
     names = ("host", "port", "address_file", "insecure", "while_learning", "when_full")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if options.token_file is not None:
-        given["token"] = options.token_file.read_text().strip()
-    if options.tls_cert is not None:
-        given["tls"] = ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca)
+    if (token := credentials.token(options)) is not None:
+        given["token"] = token
+    if (tls := credentials.server_tls(options)) is not None:
+        given["tls"] = tls
     if options.client_config is not None:
         given["client_config"] = options.client_config
     return given

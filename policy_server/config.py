@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import math
-import re
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, Literal
+
+from client_sdk.config import ServerTls, check_exposure, is_token
 
 ENV_CONFIG_KEY = "policy_server"
 """Where ``to_env_config`` puts it inside RLlib's ``env_config``."""
@@ -27,20 +26,6 @@ _COUNTS = (
     "policies_kept",
     "policies_remembered",
 )
-_HEADER_WORD = re.compile(r"[!-~]+")
-"""What fits into an HTTP header as one word."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerTls:
-    """Certificates of the server, as paths to PEM files."""
-
-    certificate: str
-    """The server's certificate chain."""
-    key: str
-    """Its private key."""
-    client_ca: str | None = None
-    """Clients must present a certificate signed by this one (mTLS); None: they need none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +121,7 @@ class PolicyServerConfig:
         check(file is None or isinstance(file, str), "address_file", "a path or None")
         token = given["token"]
         check(
-            token is None or (isinstance(token, str) and _HEADER_WORD.fullmatch(token) is not None),
+            token is None or (isinstance(token, str) and is_token(token)),
             "token",
             "printable ASCII without spaces, or None",
         )
@@ -166,15 +151,11 @@ class PolicyServerConfig:
         )
         if isinstance(self.tls, dict):  # after a trip through JSON
             object.__setattr__(self, "tls", ServerTls(**self.tls))
-        for path in (self.tls.certificate, self.tls.key, self.tls.client_ca) if self.tls else ():
-            if path is not None and not Path(path).is_file():
-                raise ValueError(f"PolicyServerConfig.tls: no such file: {path}")
-        if not (is_loopback(self.host) or self.insecure or (self.tls and self.token)):
-            raise ValueError(
-                f"PolicyServerConfig.host: listening on {self.host!r} without TLS and a token lets "
-                "anyone on that network drive the training. Set tls= and token=, or insecure=True "
-                "(--insecure) if the network itself is trusted."
-            )
+        if self.tls is not None:
+            self.tls.check()
+        check_exposure(
+            self.host, protected=bool(self.tls and self.token), insecure=bool(self.insecure)
+        )
 
     def to_env_config(self) -> dict[str, Any]:
         """The ``env_config`` that carries this configuration through RLlib."""
@@ -195,16 +176,6 @@ class PolicyServerConfig:
                 f"known keys: {', '.join(sorted(known))}"
             )
         return cls(**values)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to that host name or address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_json(value: Any) -> bool:

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from client_sdk import credentials
 from policy_server.config import PolicyServerConfig
 from policy_server.training_config import ALGORITHMS
 
@@ -43,17 +44,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def _existing_file(text: str) -> Path:
-    path = Path(text)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"no such file: {text}")
-    return path
-
-
-def _existing_file_name(text: str) -> str:
-    return str(_existing_file(text))
 
 
 def _port(text: str) -> int:
@@ -190,23 +180,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--address-file", metavar="FILE", help="write the bound HOST:PORT there when ready"
     )
-    group.add_argument(
-        "--token-file", metavar="FILE", type=_existing_file, help="bearer token clients must carry"
-    )
-    group.add_argument("--tls-cert", metavar="PEM", type=_existing_file_name, help="certificate")
-    group.add_argument("--tls-key", metavar="PEM", type=_existing_file_name, help="its private key")
-    group.add_argument(
-        "--tls-client-ca",
-        metavar="PEM",
-        type=_existing_file_name,
-        help="clients must show a certificate signed by this one",
-    )
-    group.add_argument(
-        "--insecure",
-        action="store_true",
-        default=None,
-        help="listen beyond this machine without TLS and token all the same",
-    )
+    credentials.add_server_options(group)
     group.add_argument(
         "--while-learning",
         choices=("auto", "hold", "serve"),
@@ -271,14 +245,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", metavar="HOST:PORT")
-    parser.add_argument("--token-file", metavar="FILE", type=_existing_file)
-    parser.add_argument("--tls", action="store_true", help="encrypt, with the usual authorities")
-    parser.add_argument("--tls-ca", metavar="PEM", type=_existing_file_name, help="authority")
-    parser.add_argument("--tls-cert", metavar="PEM", type=_existing_file_name, help="for mTLS")
-    parser.add_argument("--tls-key", metavar="PEM", type=_existing_file_name, help="its key")
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=_seconds, default=5.0, help="to connect; default: 5"
     )
+    credentials.add_client_options(parser)
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
 

@@ -10,7 +10,6 @@ import asyncio
 import concurrent.futures
 import logging
 import os
-import ssl
 import tempfile
 import threading
 from collections.abc import Callable
@@ -22,12 +21,14 @@ import gymnasium as gym
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from client_sdk.credentials import server_credentials
+from client_sdk.errors import InvalidValueError
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.auth import TokenInterceptor
 from policy_server.batcher import Batcher
 from policy_server.buffer import ExperienceBuffer
-from policy_server.config import PolicyServerConfig, ServerTls
+from policy_server.config import PolicyServerConfig
 from policy_server.downloads import Downloads
 from policy_server.episodes import EpisodeStore
 from policy_server.experience import Policy
@@ -408,7 +409,10 @@ def _bind(server: grpc.aio.Server, config: PolicyServerConfig) -> str:
     if ":" in host:  # IPv6
         host = f"[{host}]"
     address = f"{host}:{config.port}"
-    credentials = None if config.tls is None else _server_credentials(config.tls)
+    try:
+        credentials = None if config.tls is None else server_credentials(config.tls)
+    except InvalidValueError as error:
+        raise ServerStartError(f"the certificates are no good: {error}") from error
     try:
         if credentials is None:
             port = server.add_insecure_port(address)
@@ -420,26 +424,6 @@ def _bind(server: grpc.aio.Server, config: PolicyServerConfig) -> str:
             "machine. Choose another --port, or 0 for a free one"
         ) from error
     return f"{host}:{port}"
-
-
-def _server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
-    try:
-        # gRPC would only say that it cannot listen.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tls.certificate, tls.key, password="")
-        if tls.client_ca is not None:
-            context.load_verify_locations(tls.client_ca)
-    except OSError as error:  # SSLError is one
-        raise ServerStartError(
-            f"the certificates are no good: certificate={tls.certificate}, key={tls.key}, "
-            f"client_ca={tls.client_ca}: {error}. Expected PEM files, and the key of that "
-            "certificate without a password"
-        ) from error
-    chain = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
-    client_ca = None if tls.client_ca is None else Path(tls.client_ca).read_bytes()
-    return grpc.ssl_server_credentials(
-        [chain], root_certificates=client_ca, require_client_auth=client_ca is not None
-    )
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -79,8 +79,13 @@ def test_commands_of_the_readme_exist(command):
     assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\$ (policy-\S+ .*)$", README, re.MULTILINE))
-def test_options_of_the_readme_exist(line):
+COMMANDS = re.findall(
+    r"^\$ (policy-\S+ .*)$", README + (ROOT / "docs/security.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_options_of_the_documents_exist(line):
     program, command, *arguments = line.split()
     module = {"policy-server": "policy_server.cli", "policy-client": "client_sdk.cli"}[program]
     helped = subprocess.run(

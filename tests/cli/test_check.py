@@ -44,12 +44,12 @@ def test_check_waits_for_no_policy(capsys, monkeypatch):
 
 def test_wrong_token_is_one_line_and_is_not_shown(capsys, tmp_path):
     token = tmp_path / "token"
-    token.write_text("not the right one")
+    token.write_text("not-the-right-one")
     with serving(token="sesame") as server:
         assert cli.main(["check", server.address, "--token-file", str(token)]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "token" in line
-        assert "not the right one" not in line
+        assert "not-the-right-one" not in line
         token.write_text("sesame\n")
         assert cli.main(["check", server.address, "--token-file", str(token)]) == 0
 

@@ -1,5 +1,6 @@
 """What the command says to options that it cannot follow, and to machines that it cannot run on."""
 
+import os
 import re
 import socket
 import subprocess
@@ -39,7 +40,10 @@ def fails(capsys, *arguments):
         ((*TRAIN, "--set", "lr"), "argument --set: expected KEY=VALUE, got 'lr'"),
         ((*TRAIN, "--stop-iters", "0"), "expected a whole number from 1 up, got '0'"),
         ((*TRAIN, "--resume"), "argument --resume: needs --checkpoint-dir"),
-        ((*TRAIN, "--token-file", "nowhere"), "argument --token-file: no such file: nowhere"),
+        (
+            (*TRAIN, "--token-file", "nowhere"),
+            "argument --token-file: cannot read nowhere: No such file",
+        ),
         ((*TRAIN, "--tls-cert", __file__), "--tls-cert and --tls-key: one needs the other"),
         ((*TRAIN, "--plot", "curve.jpg"), "expected a name that ends in .png"),
         ((*TRAIN, "--client-config", "[]"), "expected a JSON object"),
@@ -61,14 +65,30 @@ def fails(capsys, *arguments):
         ((*CHECK, "--timeout", "soon"), "--timeout: expected a positive number of seconds"),
         ((*CHECK, "--tls-cert", __file__), "--tls-cert and --tls-key: one needs the other"),
         ((*CHECK, "--tls-key", __file__), "--tls-cert and --tls-key: one needs the other"),
-        ((*CHECK, "--tls-ca", "nowhere"), "argument --tls-ca: no such file: nowhere"),
-        (("check", "example.org:9900", "--token-file", __file__), "in plain text"),
+        ((*CHECK, "--tls-ca", "nowhere"), "argument --tls-ca: cannot read nowhere: No such file"),
+        ((*TRAIN, "--tls-client-ca", __file__), "--tls-client-ca: needs --tls-cert and --tls-key"),
+        (
+            (*TRAIN, "--tls-cert", __file__, "--tls-key", __file__),
+            "ServerTls.certificate: expected a CERTIFICATE in PEM form",
+        ),
+        ((*TRAIN, "--token-file", __file__), "one word of visible ASCII characters as token"),
+        ((*CHECK, "--token-file", os.devnull), "/dev/null, which is empty"),
+        ((*CHECK, "--tls-ca", __file__), "TlsConfig.root_certificates: expected a CERTIFICATE"),
+        ((*CHECK, "--tls-ca", os.path.dirname(__file__)), "Is a directory"),
     ],
 )
 def test_bad_option_gets_one_line_and_exit_code_2(capsys, arguments, said):
     code, line = fails(capsys, *arguments)
     assert code == 2
     assert said in line
+
+
+def test_token_of_the_environment_is_not_sent_in_plain_text(capsys, monkeypatch):
+    monkeypatch.setenv("POLICY_SERVER_TOKEN", "hidden-word")
+    code, line = fails(capsys, "check", "example.org:9900")
+    assert code == 2
+    assert "in plain text" in line
+    assert "hidden-word" not in line
 
 
 def test_port_in_use_is_named_at_once():

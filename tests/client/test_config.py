@@ -1,6 +1,7 @@
 """Settings as values: addresses, timeouts, certificates, tokens, and patience."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from client_sdk import PolicyClient, Timeouts, TlsConfig
 from client_sdk.config import Address, check_token
 from client_sdk.errors import InvalidValueError, NotReadyError, UnauthenticatedError
 from client_sdk.transport import Attempts, Backoff, Disconnected, Endpoint
+from tests.authority import Authority
 
 
 @pytest.mark.parametrize(
@@ -69,22 +71,50 @@ def test_a_timeout_may_be_for_ever():
     assert Timeouts(action_s=float("inf")).action_s == float("inf")
 
 
-def test_certificates_are_bytes_or_files_and_never_shown(tmp_path):
-    file = tmp_path / "ca.pem"
-    file.write_bytes(b"from file")
-    tls = TlsConfig(root_certificates=file, certificate=b"chain", key=b"private")
-    assert tls.read("root_certificates") == b"from file"
-    assert tls.read("key") == b"private"
+def test_certificates_are_data_or_files_and_never_shown(tmp_path):
+    authority = Authority(tmp_path)
+    certificate, key = (Path(path) for path in authority.issue("simulator"))
+    tls = TlsConfig(authority.file, certificate=certificate.read_text(), key=key.read_bytes())
+    assert tls.read("root_certificates") == authority.pem
+    assert tls.read("certificate") == certificate.read_bytes()
+    assert tls.read("key") == key.read_bytes()
     assert repr(tls) == "TlsConfig()"
-    assert "private" not in repr(Endpoint(Address("a", 1), tls, "word"))
+    assert "PRIVATE" not in repr(Endpoint(Address("a", 1), tls, "word"))
     assert "word" not in repr(Endpoint(Address("a", 1), tls, "word"))
 
 
-def test_certificates_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(InvalidValueError, match="root_certificates"):
-        TlsConfig(root_certificates=tmp_path / "none.pem")
-    with pytest.raises(InvalidValueError, match="key="):
-        TlsConfig(certificate=b"chain")
+def test_certificates_that_are_none_are_named_and_no_key_is_shown(tmp_path):
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("simulator")
+    secret = Path(key).read_text()
+    (tmp_path / "other").mkdir()
+    other, _ = Authority(tmp_path / "other").issue("simulator")
+    for values, said in {
+        (
+            ("root_certificates", tmp_path / "none.pem"),
+        ): "root_certificates: cannot read .*none.pem",
+        (("root_certificates", b"nothing"),): "root_certificates: expected a CERTIFICATE",
+        (("root_certificates", secret),): "root_certificates: expected a CERTIFICATE",
+        (("certificate", certificate),): "both certificate= and key=",
+        (("certificate", key), ("key", key)): "certificate: expected a CERTIFICATE.*simulator.key",
+        (("certificate", certificate), ("key", b"nothing")): "key: expected a PRIVATE KEY",
+        (("certificate", certificate), ("key", certificate)): "key: expected a PRIVATE KEY",
+        (("certificate", other), ("key", secret)): "the given data is not the key of .*other",
+        (("certificate", certificate), ("key", secret.replace("PRIVATE", "ENCRYPTED PRIVATE"))): (
+            "protected by a password"
+        ),
+        (("certificate", certificate), ("key", secret[:60] + secret[-30:])): "cannot use",
+    }.items():
+        with pytest.raises(InvalidValueError, match=f"TlsConfig.*{said}") as caught:
+            TlsConfig(**dict(values))
+        assert secret.splitlines()[1] not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", "two words", "new\nline", "ümlaut"])
+def test_what_cannot_travel_as_a_token_is_refused_without_showing_it(token):
+    with pytest.raises(InvalidValueError, match="one word of visible ASCII") as caught:
+        PolicyClient("localhost:1", token=token)
+    assert not token or token not in str(caught.value)
 
 
 def test_delays_double_up_to_a_bound_and_are_scattered():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from client_sdk import BatchError, PolicyTimeout, Timeouts
-from client_sdk.config import Address, TlsConfig
+from client_sdk.config import Address
 from client_sdk.diagnosis import diagnose
 from client_sdk.errors import (
     ClosedClientError,
@@ -20,7 +20,6 @@ from client_sdk.errors import (
     ConnectTimeout,
     InternalServerError,
     NameNotResolved,
-    TlsError,
 )
 from client_sdk.transport import Endpoint
 from tests.client.support import PATIENCE_S, Relay, all_seen, connect_once, connected, seen
@@ -251,11 +250,6 @@ def test_something_else_that_listens_is_told_apart(kind):
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(ConnectTimeout, match="Is it a policy server"):
             connect_once(kind, address, timeouts=BRIEF)
-
-
-def test_a_tls_client_is_told_that_the_server_speaks_plaintext(kind, server):
-    with pytest.raises(TlsError, match="does not speak TLS"):
-        connect_once(kind, server.address, tls=TlsConfig(), timeouts=BRIEF)
 
 
 def test_a_server_that_comes_up_late_is_waited_for(kind, server):

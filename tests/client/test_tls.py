@@ -1,82 +1,120 @@
 """TLS as the client meets it: certificates that fit, and every way in which they do not."""
 
-import shutil
-import subprocess
+import contextlib
 
 import pytest
 
 from client_sdk import Timeouts, TlsConfig
-from client_sdk.errors import TlsError
-from policy_server.config import ServerTls
+from client_sdk.errors import TlsError, UnauthenticatedError
+from policy_server import ServerTls
+from tests.authority import EXPIRED, NOT_YET, Authority
 from tests.client.support import connect_once, connected, seen
 from tests.servers import serving
-
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates")
 
 BRIEF = Timeouts(connect_s=2.0, close_s=0.5)
 
 
-def make_certificate(folder, name, host):
-    """A self-signed certificate for that host name; its files."""
-    key, certificate = folder / f"{name}.key", folder / f"{name}.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}",
-         "-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )  # fmt: skip
-    return str(certificate), str(key)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("certificates")
-    return {
-        name: make_certificate(folder, name, host)
-        for name, host in (("right", "localhost"), ("elsewhere", "trainer.example"))
-    }
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path)
 
 
 @pytest.fixture
-def tls_server(certificates):
-    with serving(tls=ServerTls(*certificates["right"]), token="word") as server:
-        yield f"localhost:{server.address.rpartition(':')[2]}"
+def stranger(tmp_path):
+    """Another authority, which signs for the same names."""
+    (tmp_path / "stranger").mkdir()
+    return Authority(tmp_path / "stranger")
 
 
-def test_a_trusted_certificate_opens_an_encrypted_session(kind, tls_server, certificates):
-    tls = TlsConfig(root_certificates=certificates["right"][0])
-    with connected(kind, tls_server, tls=tls, token="word") as client:
-        assert client.get_action(client.start_episode(), seen(0)) == 0
+@contextlib.contextmanager
+def serving_tls(certificate, key, client_ca=None, **settings):
+    """A server under that certificate; its port."""
+    with serving(tls=ServerTls(certificate, key, client_ca), **settings) as server:
+        yield server.address.rpartition(":")[2]
 
 
-def test_a_certificate_of_an_unknown_authority_is_refused(kind, tls_server, certificates):
-    tls = TlsConfig(root_certificates=certificates["elsewhere"][0])
-    with pytest.raises(TlsError, match="root_certificates"):
-        connect_once(kind, tls_server, tls=tls, token="word", timeouts=BRIEF)
+def test_a_trusted_certificate_opens_an_encrypted_session(kind, authority):
+    tls = TlsConfig(root_certificates=authority.file)
+    with serving_tls(*authority.issue("localhost"), token="word") as port:
+        for host in ("localhost", "127.0.0.1"):
+            with connected(kind, f"{host}:{port}", tls=tls, token="word") as client:
+                assert client.get_action(client.start_episode(), seen(0)) == 0
 
 
-def test_a_certificate_for_another_host_is_refused(kind, certificates):
-    tls = TlsConfig(root_certificates=certificates["elsewhere"][0])
-    with serving(tls=ServerTls(*certificates["elsewhere"])) as server:
-        address = f"localhost:{server.address.rpartition(':')[2]}"
-        with pytest.raises(TlsError, match="name that it was issued for"):
-            connect_once(kind, address, tls=tls, timeouts=BRIEF)
+def test_a_certificate_of_an_unknown_authority_is_refused(kind, authority, stranger):
+    with (
+        serving_tls(*authority.issue("localhost")) as port,
+        pytest.raises(TlsError, match=r"refused: unable to get local issuer.*--tls-ca, must hold"),
+    ):
+        connect_once(kind, f"localhost:{port}", tls=TlsConfig(stranger.file), timeouts=BRIEF)
 
 
-def test_a_plaintext_client_is_told_that_the_server_speaks_tls(kind, tls_server):
-    with pytest.raises(TlsError, match="speaks TLS"):
-        connect_once(kind, tls_server, timeouts=BRIEF)
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_certificate_for_another_host_is_refused(kind, authority, host):
+    with (
+        serving_tls(*authority.issue("trainer.example", ip=None)) as port,
+        pytest.raises(TlsError, match=rf"not valid for '{host}'.*name that it was issued for"),
+    ):
+        connect_once(kind, f"{host}:{port}", tls=TlsConfig(authority.file), timeouts=BRIEF)
 
 
-def test_a_client_certificate_opens_a_server_that_asks_for_one(kind, certificates):
-    certificate, key = certificates["right"]
-    tls = ServerTls(certificate, key, client_ca=certificate)
-    with serving(tls=tls) as server:
-        address = f"localhost:{server.address.rpartition(':')[2]}"
-        with pytest.raises(TlsError, match="client certificate"):
-            connect_once(
-                kind, address, tls=TlsConfig(root_certificates=certificate), timeouts=BRIEF
-            )
-        connect_once(kind, address, tls=TlsConfig(certificate, certificate=certificate, key=key))
+@pytest.mark.parametrize(
+    ("days", "says"),
+    [
+        (EXPIRED, "certificate has expired.*policy-client certs"),
+        (NOT_YET, "not yet valid.*clock of this machine"),
+    ],
+)
+def test_a_certificate_of_another_time_is_refused(kind, authority, days, says):
+    with (
+        serving_tls(*authority.issue("localhost", days=days)) as port,
+        pytest.raises(TlsError, match=says),
+    ):
+        connect_once(kind, f"localhost:{port}", tls=TlsConfig(authority.file), timeouts=BRIEF)
+
+
+def test_a_plaintext_client_is_told_that_the_server_speaks_tls(kind, authority):
+    with (
+        serving_tls(*authority.issue("localhost")) as port,
+        pytest.raises(TlsError, match=r"speaks TLS and this client does not.*--tls-ca"),
+    ):
+        connect_once(kind, f"localhost:{port}", timeouts=BRIEF)
+
+
+def test_a_tls_client_is_told_that_the_server_speaks_plaintext(kind, authority):
+    with (
+        serving() as server,
+        pytest.raises(TlsError, match=r"does not speak TLS.*connect without tls="),
+    ):
+        connect_once(kind, server.address, tls=TlsConfig(authority.file), timeouts=BRIEF)
+
+
+def test_a_wrong_token_is_refused_at_once_inside_tls(kind, authority):
+    with serving_tls(*authority.issue("localhost"), token="word") as port:
+        for token in (None, "another"):
+            with pytest.raises(UnauthenticatedError, match="token"):
+                connect_once(kind, f"localhost:{port}", tls=TlsConfig(authority.file), token=token)
+
+
+def test_a_client_certificate_opens_a_server_that_asks_for_one(kind, authority):
+    with serving_tls(*authority.issue("localhost"), client_ca=authority.file) as port:
+        tls = TlsConfig(authority.file, *authority.issue("simulator", ip=None))
+        connect_once(kind, f"localhost:{port}", tls=tls)
+
+
+def test_a_missing_client_certificate_is_asked_for(kind, authority):
+    with (
+        serving_tls(*authority.issue("localhost"), client_ca=authority.file) as port,
+        pytest.raises(TlsError, match=r"asks for a client certificate.*--tls-cert and --tls-key"),
+    ):
+        connect_once(kind, f"localhost:{port}", tls=TlsConfig(authority.file), timeouts=BRIEF)
+
+
+def test_a_client_certificate_that_the_server_does_not_believe_is_told_so(
+    kind, authority, stranger
+):
+    with serving_tls(*authority.issue("localhost"), client_ca=authority.file) as port:
+        for issuer, days in ((stranger, (-1, 1)), (authority, EXPIRED)):
+            tls = TlsConfig(authority.file, *issuer.issue("simulator", ip=None, days=days))
+            with pytest.raises(TlsError, match=r"this client certificate.*--tls-client-ca"):
+                connect_once(kind, f"localhost:{port}", tls=tls, timeouts=BRIEF)

@@ -9,7 +9,10 @@ import pickle
 
 import pytest
 
-from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig, ServerTls, is_loopback
+from client_sdk.config import is_loopback
+from policy_server import PolicyServerConfig, ServerTls
+from policy_server.config import ENV_CONFIG_KEY
+from tests.authority import Authority
 
 SECONDS = ("hold_timeout_s", "wait_timeout_s", "sample_wait_s", "lease_s", "keepalive_s")
 COUNTS = (
@@ -70,11 +73,9 @@ def test_nothing_set_gives_the_defaults():
 
 @pytest.fixture
 def certificates(tmp_path):
-    paths = {name: str(tmp_path / f"{name}.pem") for name in ("certificate", "key", "client_ca")}
-    for path in paths.values():
-        with open(path, "w", encoding="ascii") as file:
-            file.write("certificate")
-    return paths
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("trainer")
+    return {"certificate": certificate, "key": key, "client_ca": authority.file}
 
 
 def test_configuration_survives_the_env_config_and_json_and_pickle(certificates):
@@ -106,8 +107,17 @@ def test_configuration_is_frozen():
 @pytest.mark.parametrize("missing", ["certificate", "key", "client_ca"])
 def test_missing_certificate_file_is_named(certificates, missing):
     tls = ServerTls(**{**certificates, missing: "/nowhere/at/all.pem"})
-    with pytest.raises(ValueError, match=r"no such file: /nowhere/at/all\.pem"):
+    with pytest.raises(
+        ValueError, match=rf"ServerTls.{missing}: cannot read '/nowhere/at/all.pem'"
+    ):
         PolicyServerConfig(tls=tls)
+
+
+def test_key_of_another_certificate_is_refused_naming_both(certificates, tmp_path):
+    (tmp_path / "other").mkdir()
+    _, key = Authority(tmp_path / "other").issue("trainer")
+    with pytest.raises(ValueError, match=r"other/trainer.key' is not the key of .*trainer.pem'"):
+        PolicyServerConfig(tls=ServerTls(**{**certificates, "key": key}))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "[::]"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -13,10 +14,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
+from policy_server import PolicyServerConfig, ServerTls
 from policy_server.buffer import ExperienceBuffer
-from policy_server.config import PolicyServerConfig, ServerTls
 from policy_server.policy_store import PolicyStore
 from policy_server.server import PolicyServer, ServerStartError
+from tests.authority import Authority
 from tests.server.talk import Health, Talker, eventually, fault_in, health, rows, seen
 from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS, serving
 
@@ -169,11 +171,11 @@ def test_address_file_that_cannot_be_written_is_a_start_error_and_frees_the_port
 
 
 def test_certificates_that_are_none_are_a_start_error_that_names_them(tmp_path):
-    path = tmp_path / "garbage.pem"
-    path.write_text("garbage")
-    tls = ServerTls(str(path), str(path))
-    with pytest.raises(ServerStartError, match=rf"no good: certificate={path}.*PEM"):
-        unstarted(port=0, tls=tls).start()
+    certificate, key = Authority(tmp_path).issue("localhost")
+    server = unstarted(port=0, tls=ServerTls(certificate, key))
+    Path(certificate).write_text("garbage")  # since it was configured
+    with pytest.raises(ServerStartError, match=rf"no good: .*PEM form, which '{certificate}'"):
+        server.start()
 
 
 # Stopping.

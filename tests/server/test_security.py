@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import ipaddress
-
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
-from policy_server.config import ServerTls
+from policy_server import ServerTls
+from tests.authority import Authority
 from tests.server.talk import Health, Talker, fault_in, health, refused, rows, seen
 from tests.servers import serving
 
@@ -91,57 +86,6 @@ def test_session_id_is_in_no_log(caplog):
 # TLS.
 
 
-class Authority:
-    """A certificate authority of one test."""
-
-    def __init__(self, directory) -> None:
-        self.directory = directory
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = self._sign(directory.name, self.key, None, authority=True)
-        self.pem = self._pem(self.certificate)
-
-    def _pem(self, certificate) -> bytes:
-        return certificate.public_bytes(serialization.Encoding.PEM)
-
-    def _sign(self, name, key, alternatives, *, authority=False, days=(-1, 1)):
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        issuer = subject if authority else self.certificate.subject
-        now = dt.datetime.now(dt.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now + dt.timedelta(days=days[0]))
-            .not_valid_after(now + dt.timedelta(days=days[1]))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        )
-        if alternatives:
-            builder = builder.add_extension(
-                x509.SubjectAlternativeName(alternatives), critical=False
-            )
-        return builder.sign(self.key, hashes.SHA256())
-
-    def issue(self, name: str, *, ip: str | None = "127.0.0.1", days=(-1, 1)) -> tuple[str, str]:
-        """Paths of a certificate and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        alternatives = [x509.DNSName(name)]
-        if ip is not None:
-            alternatives.append(x509.IPAddress(ipaddress.ip_address(ip)))
-        certificate = self.directory / f"{name}.pem"
-        certificate.write_bytes(self._pem(self._sign(name, key, alternatives, days=days)))
-        private = self.directory / f"{name}.key"
-        private.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        return str(certificate), str(private)
-
-
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path)
@@ -192,9 +136,7 @@ def test_plaintext_client_on_a_tls_port_and_the_reverse_do_not_connect(authority
 def test_client_without_a_certificate_is_not_served_where_one_is_asked_for(authority):
     certificate, key = authority.issue("localhost")
     own, own_key = authority.issue("simulator")
-    ca = authority.directory / "ca.pem"
-    ca.write_bytes(authority.pem)
-    with serving(tls=ServerTls(certificate, key, client_ca=str(ca))) as server:
+    with serving(tls=ServerTls(certificate, key, client_ca=authority.file)) as server:
         unreachable(server.address, grpc.ssl_channel_credentials(authority.pem))
         with open(own, "rb") as chain, open(own_key, "rb") as private:
             credentials = grpc.ssl_channel_credentials(authority.pem, private.read(), chain.read())
