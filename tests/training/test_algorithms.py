@@ -7,16 +7,25 @@ import signal
 import threading
 import time
 
+import gymnasium
 import numpy as np
 import pytest
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tests.runner.support import simulating
 from tests.training.support import address_of, building, over_cartpole
+
+
+class OwnSAC(DefaultSACTorchRLModule):
+    """Has no graph, because a user made it."""
+
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -30,6 +39,17 @@ def _small_ppo(num_env_runners=0, **settings):
 def _small_dqn(**settings):
     config = over_cartpole(DQNConfig(), **settings)
     config.training(
+        num_steps_sampled_before_learning_starts=40,
+        replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 1000},
+    ).env_runners(rollout_fragment_length=20)
+    config.reporting(min_sample_timesteps_per_iteration=100, min_time_s_per_iteration=0)
+    return config.rl_module(model_config={"fcnet_hiddens": [8]})
+
+
+def _small_sac(**settings):
+    config = over_cartpole(SACConfig(), **settings)
+    config.environment(action_space=gymnasium.spaces.Box(-2.0, 3.0, (2,))).training(
+        train_batch_size_per_learner=32,
         num_steps_sampled_before_learning_starts=40,
         replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 1000},
     ).env_runners(rollout_fragment_length=20)
@@ -137,6 +157,25 @@ def test_dqn_replays_chunks_under_changing_statistics_of_a_filter(ray_session):
     assert result["env_runners"]["policy_server"]["handover_errors"] == 0
     assert result["env_runners"]["policy_server"]["policy_version"] > 5
     assert np.isfinite(result["learners"]["default_policy"]["qf_loss"])
+
+
+@pytest.mark.parametrize("engine", ["onnx", "rl_module"])
+def test_sac_learns_from_its_own_actions_before_they_are_scaled(ray_session, engine):
+    config = _small_sac()
+    if engine == "rl_module":
+        config.rl_module(rl_module_spec=RLModuleSpec(module_class=OwnSAC))
+    with building(config) as algo, _simulating(algo, length=50):
+        assert algo.env_runner.engine.startswith(f"the {engine} engine")
+        for _ in range(3):
+            result = algo.train()
+        replayed = algo.local_replay_buffer.episodes
+    assert result["env_runners"]["policy_server"]["handover_errors"] == 0
+    assert result["env_runners"]["policy_server"]["policy_version"] > 5
+    losses = result["learners"]["default_policy"]
+    assert np.isfinite([losses["qf_loss"], losses["policy_loss"], losses["alpha_loss"]]).all()
+    actions = np.concatenate([episode.get_actions() for episode in replayed])
+    assert actions.shape[1:] == (2,)
+    assert np.abs(actions).max() <= 1.0
 
 
 def test_a_recurrent_module_learns_from_chunks(ray_session):
