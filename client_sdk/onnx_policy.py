@@ -274,7 +274,9 @@ class OnnxPolicy:
         )
         if spec.states:
             raise PolicyFileError("the policy is recurrent, which this release cannot run")
-        self._run = session.run
+        # Without the checks of its Python wrapper, where there is one: they cost as much as a small
+        # network, and what is fed here has been checked.
+        self._run = getattr(session, "_sess", session).run
         self._noise = NoisePool(spec.noise) if noise is None else noise
         self._noise_input = spec.noise.input
         self._inputs = tuple((each.path, each.name, np.dtype(each.dtype)) for each in spec.inputs)
@@ -308,7 +310,7 @@ class OnnxPolicy:
         for path, name, dtype in self._inputs:
             column = observations[path]
             feeds[name] = column if column.dtype == dtype else column.astype(dtype)
-        fetched = self._run(self._fetched, feeds)
+        fetched = self._run(self._fetched, feeds, None)
         actions = {"": fetched[0]}
         env_actions = {"": fetched[1]} if self._env_differs else actions
         outputs = dict(zip(self._recorded, fetched[self._first_output :], strict=True))
@@ -327,4 +329,4 @@ class OnnxPolicy:
         feeds: dict[str, NDArray[Any]] = {self._noise_input: noise}
         for path, name, dtype in self._inputs:
             feeds[name] = observations[path].astype(dtype, copy=False)
-        return tuple(self._run([self.spec.roles[role] for role in roles], feeds))
+        return tuple(self._run([self.spec.roles[role] for role in roles], feeds, None))

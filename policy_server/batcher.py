@@ -12,10 +12,9 @@ demand, by room, or in hold mode once by a newer policy; else they time out and 
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,131 +24,15 @@ from client_sdk.wire.faults import Fault, Reason
 from policy_server.actions import LOGP
 from policy_server.buffer import ExperienceBuffer
 from policy_server.episodes import AgentTrack, EpisodeStore
-from policy_server.experience import InferredBatch, Policy, RowContext
+from policy_server.experience import Policy
 from policy_server.faults import incidents
+from policy_server.requests import Ask, Group, none_greedy
 
 if TYPE_CHECKING:
-    from client_sdk.wire.batches import Columns
     from policy_server.policy_store import PolicyStore
 
 _RETRY_AFTER_S = 0.1
 """Told to clients that had to wait too long; they have waited already."""
-
-
-class Rows:
-    """Rows that await an action together, with their observations as columns.
-
-    Attributes:
-        tracks: ``[N]`` whose rows they are.
-        observations: ``[N, ...]`` by leaf.
-        greedy: ``[N]`` take the likeliest action.
-        logged: Puts the application's own actions in place of the chosen ones; None to ask.
-        batch: The inference that answered them, None until then; they are its rows from
-            ``start`` on.
-        whole: They are all of its rows.
-        faults: Rows among them that got no action, and why.
-    """
-
-    __slots__ = (
-        "batch",
-        "contexts",
-        "faults",
-        "greedy",
-        "logged",
-        "observations",
-        "start",
-        "tracks",
-        "whole",
-    )
-
-    def __init__(
-        self,
-        tracks: list[AgentTrack],
-        observations: Columns,
-        logged: Callable[[InferredBatch], InferredBatch] | None = None,
-        *,
-        all_learning: bool = False,
-    ) -> None:
-        self.tracks = tracks
-        self.observations = observations
-        self.contexts: list[RowContext] = [track.context for track in tracks]
-        # Only episodes that are not learnt from are ever greedy.
-        self.greedy = (
-            _none_greedy(len(tracks))
-            if all_learning
-            else np.array([track.episode.options.greedy for track in tracks], np.bool_)
-        )
-        self.logged = logged
-        self.batch: InferredBatch | None = None
-        self.start = 0
-        self.whole = False
-        self.faults: dict[int, Fault] = {}
-
-
-@functools.lru_cache(maxsize=256)
-def _none_greedy(n: int) -> NDArray[np.bool_]:
-    greedy = np.zeros(n, np.bool_)
-    greedy.setflags(write=False)
-    return greedy
-
-
-class Ask:
-    """What one request still waits for; ``done`` is called once, with a fault or with None.
-
-    Attributes:
-        rows: Its own rows; repeats of rows that another request brought are not among them.
-        size: How many rows those are.
-        missing: Rows not answered yet, repeats included.
-        gated: Some row asks for a training episode's action, and has to pass the gate.
-        fills: Some training episode's row brings its own action: never held back while RLlib
-            learns, but the buffer must have room for it.
-        deadline_s: When waiting at the gate ends, on the loop's clock.
-    """
-
-    __slots__ = ("_done", "deadline_s", "fills", "gated", "missing", "rows", "size")
-
-    def __init__(self, done: Callable[[Fault | None], None]) -> None:
-        self.rows: list[Rows] = []
-        self.size = 0
-        self.missing = 0
-        self.gated = False
-        self.fills = False
-        self.deadline_s = 0.0
-        self._done: Callable[[Fault | None], None] | None = done
-
-    def add(self, rows: Rows) -> None:
-        """Ask for actions for these rows too."""
-        self.rows.append(rows)
-        self.size += len(rows.tracks)
-        self.missing += len(rows.tracks)
-
-    @property
-    def finished(self) -> bool:
-        """Whether ``done`` was called."""
-        return self._done is None
-
-    def join(self, track: AgentTrack) -> None:
-        """Wait for a row that another request is asking for already."""
-        self.missing += 1
-        track.waiters.append(self._joined)
-
-    def _joined(self, fault: Fault | None) -> None:
-        if fault is None:
-            self.arrived(1)
-        else:
-            self.finish(fault)
-
-    def arrived(self, count: int) -> None:
-        """That many of its rows were answered."""
-        self.missing -= count
-        if self.missing <= 0:
-            self.finish(None)
-
-    def finish(self, fault: Fault | None) -> None:
-        """Answer the request; later news is ignored."""
-        done, self._done = self._done, None
-        if done is not None:
-            done(fault)
 
 
 class Batcher:
@@ -198,7 +81,7 @@ class Batcher:
 
     def submit(self, ask: Ask) -> None:
         """Answer an ask as soon as may be. Its tracks are queued until then."""
-        if ask.gated or ask.fills:
+        if (ask.gated and (self._hold or self._buffer.full)) or ask.fills:
             must_hold = self._must_hold(ask)
             if must_hold or self._must_wait(ask):
                 timeout_s = self._hold_timeout_s if must_hold else self._wait_timeout_s
@@ -281,8 +164,8 @@ class Batcher:
         self._give_up(ask, fault)
 
     def _give_up(self, ask: Ask, fault: Fault) -> None:
-        for rows in ask.rows:
-            for track in rows.tracks:
+        for group in ask.asked:
+            for track in group.tracks:
                 track.queued = False
                 waiters, track.waiters = track.waiters, []
                 for waiter in waiters:
@@ -313,62 +196,77 @@ class Batcher:
                 self._give_up(ask, fault)
             return
         # One policy for the whole run: no batch mixes two versions.
-        asked = [rows for ask in asks for rows in ask.rows if rows.logged is None]
+        asked = [group for ask in asks for group in ask.asked if group.substitute is None]
         failures: dict[int, Fault] = {}
         try:
             if asked:
                 self._infer(policy, asked)
         except Exception:  # whose fault it is shows when each request goes alone
-            for rows in asked:
-                self._infer_alone(policy, rows, failures)
+            for group in asked:
+                self._infer_alone(policy, group, failures)
         for ask in asks:
-            for rows in ask.rows:
-                if rows.logged is not None:
-                    self._infer_alone(policy, rows, failures)
+            for group in ask.asked:
+                if group.substitute is not None:
+                    self._infer_alone(policy, group, failures)
         for ask in asks:
-            if failures and (mine := [rows for rows in ask.rows if id(rows) in failures]):
+            if failures and (mine := [group for group in ask.asked if id(group) in failures]):
                 self._give_up(ask, failures[id(mine[0])])
             else:
                 ask.arrived(ask.size)
 
-    def _infer_alone(self, policy: Policy, rows: Rows, failures: dict[int, Fault]) -> None:
+    def _infer_alone(self, policy: Policy, group: Group, failures: dict[int, Fault]) -> None:
         try:
-            self._infer(policy, [rows])
+            self._infer(policy, [group])
         except Exception as error:  # a bug of module or connectors must not end the loop
-            failures[id(rows)] = incidents.record("inference failed", error)
+            failures[id(group)] = incidents.record("inference failed", error)
 
-    def _infer(self, policy: Policy, parts: Sequence[Rows]) -> None:
+    def _infer(self, policy: Policy, parts: Sequence[Group]) -> None:
         if len(parts) == 1:
             (only,) = parts
-            batch = policy.infer(only.observations, only.greedy, only.contexts)
-            if only.logged is not None:
-                batch = only.logged(batch)
+            only.whole = True
+            batch = policy.infer(only.asked, only.greedy, only.tracks)
+            if only.substitute is not None:
+                batch = only.substitute(batch)
         else:
+            tracks = [track for part in parts for track in part.tracks]
+            greedy = (
+                np.concatenate([part.greedy for part in parts])
+                if any(part.any_greedy for part in parts)
+                else none_greedy(len(tracks))
+            )
             batch = policy.infer(
                 {
-                    path: np.concatenate([part.observations[path] for part in parts])
-                    for path in parts[0].observations
+                    path: np.concatenate([part.asked[path] for part in parts])
+                    for path in parts[0].asked
                 },
-                np.concatenate([part.greedy for part in parts]),
-                [context for part in parts for context in part.contexts],
+                greedy,
+                tracks,
             )
+        refused: frozenset[AgentTrack] = frozenset()
         logp = batch.outputs.get(LOGP)
-        if logp is not None and not math.isfinite(np.vdot(logp, logp)):
-            self._abandon_not_finite(parts, logp)
+        if logp is not None and not math.isfinite(sum(logp.tolist())):
+            refused = self._abandon_not_finite(parts, logp)
         row = 0
         chosen_by = batch.policy
         for part in parts:
-            part.batch, part.start, part.whole = batch, row, len(parts) == 1
-            logged = part.logged is not None
+            part.batch, part.start = batch, row
+            logged = part.substitute is not None
             for track in part.tracks:
-                if part.faults and row - part.start in part.faults:
+                if refused and track in refused:
                     row += 1
                     continue
                 if track.rewards and track.rows[0][0].policy is not chosen_by:
                     self._store.cut(track)
-                track.answer(batch, row, logged=logged)
+                # As AgentTrack.answer, which would cost a call for every row.
+                track.awaiting = None
+                track.queued = False
+                track.last = answer = (batch, row)
                 if logged:
-                    track.context.logged = track.last
+                    track.logged = answer
+                    if track.training:
+                        track.logged_steps.append(len(track.rows))
+                if track.training:
+                    track.rows.append(answer)
                 row += 1
                 if track.waiters:
                     waiters, track.waiters = track.waiters, []
@@ -377,21 +275,27 @@ class Batcher:
         self.batches += 1
         self.actions += row
 
-    def _abandon_not_finite(self, parts: Sequence[Rows], logp: NDArray[Any]) -> None:
+    def _abandon_not_finite(
+        self, parts: Sequence[Group], logp: NDArray[Any]
+    ) -> frozenset[AgentTrack]:
         """An observation that overflows in the policy would turn all of its weights into NaN."""
+        refused = []
         start = 0
         for part in parts:
             size = len(part.tracks)
             for index in np.flatnonzero(~np.isfinite(logp[start : start + size])).tolist():
                 track = part.tracks[index]
-                part.faults[index] = fault = Fault(
+                fault = Fault(
                     Reason.NOT_FINITE,
                     "the policy's answer to this observation is not finite; the episode is "
                     "abandoned. Check the simulator, or scale what it observes",
                 )
+                part.refuse(index, fault)
                 track.queued = False
                 waiters, track.waiters = track.waiters, []
                 for waiter in waiters:
                     waiter(fault)
                 self._store.abandon(track)
+                refused.append(track)
             start += size
+        return frozenset(refused)

@@ -50,8 +50,8 @@ class EpisodeOptions:
 DEFAULT_OPTIONS = EpisodeOptions()
 
 
-class AgentTrack:
-    """One running agent: its last row, and the steps of its current chunk.
+class AgentTrack(RowContext):
+    """One running agent: its last row, the steps of its current chunk, and what the policy keeps.
 
     A step becomes complete when the next row tells its reward. ``rows`` therefore holds one entry
     more than ``rewards``, unless the last row still awaits its action.
@@ -60,12 +60,11 @@ class AgentTrack:
     __slots__ = (
         "agent",
         "awaiting",
-        "context",
         "episode",
         "first_step",
         "identity",
         "last",
-        "logged",
+        "logged_steps",
         "queued",
         "rewards",
         "rows",
@@ -75,11 +74,11 @@ class AgentTrack:
     )
 
     def __init__(self, episode: Episode, agent: str) -> None:
+        super().__init__()
         self.episode = episode
         self.agent = agent
         self.training = episode.options.training
         self.identity = EpisodeIdentity(episode.options.label)
-        self.context = RowContext()
         self.step = -1
         # Where the last row's observation is kept while no action has been chosen for it.
         self.awaiting: tuple[Columns, int] | None = None
@@ -90,27 +89,17 @@ class AgentTrack:
         self.rows: list[tuple[InferredBatch, int]] = []
         self.rewards: list[float] = []
         self.first_step = 0
-        self.logged: list[int] = []
+        self.logged_steps: list[int] = []
 
     def observe(self, step: int, reward: float) -> None:
         """The row of a step > 0, which completes the step before it."""
         self.step = step
-        self.context.reward = reward
+        self.reward = reward
         episode = self.episode
         episode.return_ += reward
         episode.length += 1
         if self.training:
             self.rewards.append(reward)
-
-    def answer(self, batch: InferredBatch, row: int, *, logged: bool = False) -> None:
-        """The awaited action was chosen."""
-        self.awaiting = None
-        self.queued = False
-        self.last = (batch, row)
-        if self.training:
-            if logged:
-                self.logged.append(len(self.rows))
-            self.rows.append(self.last)
 
     def last_observation(self) -> Columns:
         """Of the last row, ``[1, ...]`` by leaf."""
@@ -135,9 +124,9 @@ class AgentTrack:
             rewards=self.rewards,
             last_observation=last_observation,
             first_step=self.first_step,
-            logged=[i for i in self.logged if i < steps],
+            logged=[i for i in self.logged_steps if i < steps],
         )
-        self.logged = [i - steps for i in self.logged if i >= steps]
+        self.logged_steps = [i - steps for i in self.logged_steps if i >= steps]
         self.rows, self.rewards = acting, []
         self.first_step += steps
         return chunk
@@ -176,10 +165,12 @@ class EpisodeBook:
 
     Attributes:
         running: By the client's own number.
+        count_steps: The store's.
     """
 
     def __init__(self, store: EpisodeStore) -> None:
         self._store = store
+        self.count_steps = store.count_steps
         self.running: dict[int, Episode] = {}
         self._announced: dict[int, EpisodeOptions] = {}
         # How each episode ended, for repeats of its last row: (step, status, when).
@@ -241,10 +232,6 @@ class EpisodeBook:
             self._store.count_open(1)
         track = episode.tracks[agent] = AgentTrack(episode, agent)
         return track
-
-    def count_steps(self, *, trained: int, evaluated: int) -> None:
-        """Steps were completed: to be learnt from, or never."""
-        self._store.count_steps(trained=trained, evaluated=evaluated)
 
     def note_metrics(self, number: int, values: Mapping[str, float]) -> None:
         """The application's own numbers of a running episode.
@@ -438,5 +425,5 @@ class EpisodeStore:
         """After each batch of rows: cut running episodes if the buffer asks for it."""
         if self._buffer.wants_cut():
             self.cut_all()
-        elif self._buffer.flushed_whole():
+        elif self._buffer.complete_episodes and self._buffer.flushed_whole():
             self._buffer.deliver_cut([])

@@ -1,4 +1,4 @@
-"""``ActRequest`` to recorded rows, and recorded rows to ``ActResponse``.
+"""``ActRequest`` to recorded rows.
 
 Loop thread only. Decoding checks a whole request before anything of it is recorded; faults of
 single rows are found on the way and reported in band.
@@ -13,12 +13,11 @@ import gymnasium as gym
 import numpy as np
 
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import Columns, SpaceCodec
+from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.actions import LoggedActions
-from policy_server.batcher import Ask, Rows
 from policy_server.episodes import ABANDONED, RUNNING, TRUNCATED, AgentTrack, EpisodeBook
-from policy_server.experience import InferredBatch
+from policy_server.requests import Ask, Group
 
 _ONLY_AGENT = ""
 _MASK = "action_mask"
@@ -26,7 +25,7 @@ _MASK = "action_mask"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-class _Fields:
+class Fields:
     """Paths into a request's group, for faults."""
 
     def __init__(self, index: int) -> None:
@@ -41,53 +40,7 @@ class _Fields:
         self.logged_logps = f"{self.group}.logged_logps"
 
 
-_fields = functools.lru_cache(maxsize=64)(_Fields)
-
-
-class Group:
-    """One ``StepRows``: checked columns of N rows, and what their answer will be made of.
-
-    Attributes:
-        agents: None: all are the only agent's.
-        statuses: None: all are running.
-        faults: Refused rows.
-        asked: The rows that the batcher answers, None if there are none.
-        indices: Which rows those are; None for all of them in order.
-        repeats: Rows answered before, with their answer, or being answered for another request.
-    """
-
-    __slots__ = (
-        "agents",
-        "asked",
-        "episodes",
-        "faults",
-        "fields",
-        "indices",
-        "logged",
-        "logps",
-        "observations",
-        "repeats",
-        "rewards",
-        "statuses",
-        "steps",
-    )
-
-    def __init__(
-        self, fields: _Fields, episodes: list[int], steps: list[int], rewards: list[float]
-    ) -> None:
-        self.fields = fields
-        self.episodes = episodes
-        self.steps = steps
-        self.rewards = rewards
-        self.agents: list[str] | None = None
-        self.statuses: list[int] | None = None
-        self.observations: Columns | None = None
-        self.logged: Columns | None = None
-        self.logps: list[float] | None = None
-        self.faults: dict[int, Fault] = {}
-        self.asked: Rows | None = None
-        self.indices: list[int] | None = None
-        self.repeats: list[tuple[int, AgentTrack, tuple[InferredBatch, int] | None]] = []
+_fields = functools.lru_cache(maxsize=64)(Fields)
 
 
 class RowRecorder:
@@ -117,31 +70,33 @@ class RowRecorder:
         Raises:
             Fault: The request as a whole is malformed, or too large.
         """
-        messages = request.groups
-        # An empty group costs something too.
-        rows = sum([len(message.episodes) or 1 for message in messages])
-        if rows > self._max_rows:
-            raise Fault(
-                Reason.LIMIT_EXCEEDED,
-                f"expected at most max_rows_per_request={self._max_rows} rows in one request, got "
-                f"{rows}; send several requests, or raise that setting on the server",
-                "groups",
-            )
-        return [
-            self._decode_group(message, _fields(index)) for index, message in enumerate(messages)
-        ]
+        groups: list[Group] = []
+        rows = 0
+        for index, message in enumerate(request.groups):
+            # An empty group costs something too.
+            rows += len(message.episodes) or 1
+            if rows > self._max_rows:
+                raise self._too_many_rows(request)
+            groups.append(self._decode_group(message, _fields(index)))
+        return groups
 
-    def _decode_group(self, message: pb.StepRows, fields: _Fields) -> Group:
-        episodes, steps, rewards = (
-            list(message.episodes),
-            list(message.steps),
-            list(message.rewards),
+    def _too_many_rows(self, request: pb.ActRequest) -> Fault:
+        rows = sum(len(message.episodes) or 1 for message in request.groups)
+        return Fault(
+            Reason.LIMIT_EXCEEDED,
+            f"expected at most max_rows_per_request={self._max_rows} rows in one request, got "
+            f"{rows}; send several requests, or raise that setting on the server",
+            "groups",
         )
+
+    def _decode_group(self, message: pb.StepRows, fields: Fields) -> Group:
+        episodes, steps = list(message.episodes), list(message.steps)
         n = len(episodes)
-        group = Group(fields, episodes, steps, rewards or [0.0] * n)
+        rewards = list(message.rewards) or [0.0] * n
+        group = Group(fields, episodes, steps, rewards)
         if len(steps) != n:
             raise _wrong_length(fields.steps, len(steps), n)
-        if len(group.rewards) != n:
+        if len(rewards) != n:
             raise _wrong_length(fields.rewards, len(rewards), n)
         if message.agents:
             group.agents = list(message.agents)
@@ -175,7 +130,8 @@ class RowRecorder:
                 "both, or neither to ask for actions",
                 fields.logged_logps,
             )
-        _note_not_finite(group.faults, rewards, fields.rewards, "reward")
+        if not sum(map(abs, rewards)) <= _FLOAT32_MAX:  # NaN neither
+            _note_not_finite(group.faults, rewards, fields.rewards, "reward")
         return group
 
     def _check_mask(self, group: Group, path: str) -> None:
@@ -224,7 +180,7 @@ class RowRecorder:
 
     def record(self, rows: Group, book: EpisodeBook, ask: Ask) -> None:
         """Record each row that is in order, and ask for the actions that are due."""
-        tracks: list[AgentTrack] = []
+        tracks = rows.tracks
         indices: list[int] = []
         running = book.running
         statuses = rows.statuses
@@ -250,7 +206,7 @@ class RowRecorder:
             ):
                 # As AgentTrack.observe, which would cost a call for every row.
                 track.step = step
-                track.context.reward = reward
+                track.reward = reward
                 episode.return_ += reward
                 episode.length += 1
                 if track.training:
@@ -276,7 +232,7 @@ class RowRecorder:
         if trained or evaluated:
             book.count_steps(trained=trained, evaluated=evaluated)
         if tracks:
-            self._ask(rows, ask, tracks, indices, learning)
+            self._ask(rows, ask, indices, learning)
 
     def _record_uncommon(
         self,
@@ -350,26 +306,20 @@ class RowRecorder:
             last = {path: values[index : index + 1] for path, values in rows.observations.items()}
         book.end(track, step, status, reward, last)
 
-    def _ask(
-        self,
-        rows: Group,
-        ask: Ask,
-        tracks: list[AgentTrack],
-        indices: list[int],
-        learning: int,
-    ) -> None:
+    def _ask(self, rows: Group, ask: Ask, indices: list[int], learning: int) -> None:
+        """Hand the recorded rows that need an action to the batcher."""
         observations, logged, logps = rows.observations, rows.logged, rows.logps
         if observations is None:  # decoded groups of running rows have them
             raise TypeError("running rows without observations")
-        if len(tracks) < len(rows.episodes):
+        if len(indices) < len(rows.episodes):
             rows.indices = indices
             observations = {path: values[indices] for path, values in observations.items()}
             if logged is not None:
                 logged = {path: values[indices] for path, values in logged.items()}
                 logps = None if logps is None else [logps[index] for index in indices]
-        substitute = None
+        rows.asked = observations
         if logged is not None:
-            substitute = functools.partial(
+            rows.substitute = functools.partial(
                 self._logged.substitute,
                 actions=logged,
                 logps=None if logps is None else np.array(logps),
@@ -377,49 +327,9 @@ class RowRecorder:
             ask.fills = ask.fills or learning > 0
         elif learning:
             ask.gated = True
-        rows.asked = Rows(tracks, observations, substitute, all_learning=learning == len(tracks))
-        ask.add(rows.asked)
-
-    # Encode.
-
-    def encode(self, groups: list[Group], response: pb.ActResponse) -> None:
-        """Fill the response, once every row has its action."""
-        for group in groups:
-            self._encode_group(group, response.groups.add())
-
-    def _encode_group(self, group: Group, message: pb.ActionRows) -> None:
-        asked = group.asked
-        batch = None if asked is None else asked.batch
-        columns: Columns = {}
-        if asked is not None and batch is not None and asked.logged is None:
-            message.policy_version = batch.policy.version
-            start, stop = asked.start, asked.start + len(asked.tracks)
-            columns = batch.env_actions
-            if not asked.whole:
-                columns = {path: values[start:stop] for path, values in columns.items()}
-            for index, fault in asked.faults.items():
-                row = index if group.indices is None else group.indices[index]
-                group.faults[row] = fault
-            if group.indices is None and not asked.faults:
-                self._actions.encode(columns, message.actions)
-                return
-            answered = columns
-            columns = self._actions.zeros(len(group.episodes))
-            for path, values in answered.items():
-                columns[path][... if group.indices is None else group.indices] = values
-        elif group.repeats:
-            columns = self._actions.zeros(len(group.episodes))
-        for index, track, known in group.repeats:
-            # A row that was queued when it was repeated has been answered meanwhile.
-            if (last := known or track.last) is not None:
-                batch, row = last
-                message.policy_version = max(message.policy_version, batch.policy.version)
-                for path, values in batch.env_actions.items():
-                    columns[path][index] = values[row]
-        if columns:
-            self._actions.encode(columns, message.actions)
-        for index, fault in sorted(group.faults.items()):
-            message.faults.add(index=index, error=fault.to_detail())
+        if learning < len(indices):  # only episodes that are not learnt from are ever greedy
+            rows.any_greedy = any(track.episode.options.greedy for track in rows.tracks)
+        ask.add(rows)
 
 
 def _mask_path(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> str | None:
@@ -442,8 +352,6 @@ def _wrong_length(field: str, got: int, expected: int) -> Fault:
 
 def _note_not_finite(faults: dict[int, Fault], values: list[float], field: str, what: str) -> None:
     """Refuse the rows whose number the learner, which computes in float32, would not survive."""
-    if sum(map(abs, values)) <= _FLOAT32_MAX:
-        return
     for index, value in enumerate(values):
         if not abs(value) <= _FLOAT32_MAX:  # so is NaN
             faults.setdefault(

@@ -24,7 +24,9 @@ from grpc_reflection.v1alpha import reflection
 from client_sdk.credentials import server_credentials
 from client_sdk.errors import InvalidValueError
 from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
+from policy_server.answers import AnswerEncoder
 from policy_server.auth import TokenInterceptor
 from policy_server.batcher import Batcher
 from policy_server.buffer import ExperienceBuffer
@@ -351,6 +353,7 @@ class _Parts:
                 normalize_actions=server._normalize,
                 logged_actions_need_logp=server._need_logp,
             ),
+            encoder=AnswerEncoder(SpaceCodec(server._action_space)),
             observation_space=server._observation_space,
             action_space=server._action_space,
             policy_version=lambda: (

@@ -7,7 +7,6 @@ that says so.
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,13 +20,15 @@ from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.spaces import diff, space_to_proto
-from policy_server.batcher import Ask, Batcher
-from policy_server.episodes import MAX_METRICS, EpisodeOptions, EpisodeStore
+from policy_server.answers import AnswerEncoder
+from policy_server.batcher import Batcher
+from policy_server.episodes import MAX_METRICS, EpisodeBook, EpisodeOptions, EpisodeStore
 from policy_server.experience import POLICY_ID
 from policy_server.faults import abort, as_fault, incidents
 from policy_server.local import LocalInference
 from policy_server.policy_files import PolicyWait
-from policy_server.rows import Group, RowRecorder
+from policy_server.requests import Ask
+from policy_server.rows import RowRecorder
 from policy_server.sessions import Call, Session, SessionRegistry
 
 SERVICE_NAME = "policyserver.v1.PolicyService"
@@ -40,7 +41,7 @@ _MAX_UNREAD = 1000
 
 _MessageT = TypeVar("_MessageT", bound=Message)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
-_Done = Callable[[list[Group], "Fault | None"], None]
+_Done = Callable[[Ask, "Fault | None"], None]
 """Told what to encode, or why there is nothing."""
 
 
@@ -58,6 +59,7 @@ class PolicyService:
         store: EpisodeStore,
         batcher: Batcher,
         recorder: RowRecorder,
+        encoder: AnswerEncoder,
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         policy_version: Callable[[], int],
@@ -71,6 +73,7 @@ class PolicyService:
         self._store = store
         self._batcher = batcher
         self._recorder = recorder
+        self._encoder = encoder
         self._spaces = {"observation_space": observation_space, "action_space": action_space}
         self._policy_version = policy_version
         self._max_calls = max_calls
@@ -174,11 +177,15 @@ class PolicyService:
         ask = None
         try:
             ask = self.begin(session, request, call.answer)
+            await call.answered
             response = pb.ActResponse()
-            self.encode(await call.answered, response)
+            try:
+                self._encoder.fill(ask.groups, response)
+            except Exception as error:  # our bug, even where the codec finds it
+                raise incidents.record("encoding an answer failed", error) from error
             return response
         finally:
-            session.calls.discard(call)
+            self.leave(session, call)
             if ask is not None:
                 self.withdraw(ask)
 
@@ -207,7 +214,7 @@ class PolicyService:
                 for message in await self._local.downloads.answer(request, wait):
                     await context.write(message)
             finally:
-                session.calls.discard(wait)
+                self.leave(session, wait)
         except Exception as error:  # as in _unary
             await abort(context, as_fault(error, "GetPolicy failed"))
 
@@ -241,7 +248,12 @@ class PolicyService:
             )
         session.calls.add(call)
 
-    def begin(self, session: Session, request: pb.ActRequest, done: _Done) -> Ask:
+    def leave(self, session: Session, call: Call) -> None:
+        """The opposite of ``admit``; from here on the lease runs."""
+        session.calls.discard(call)
+        session.last_seen_s = self._sessions.clock()
+
+    def begin(self, session: Session, request: pb.ActRequest, done: _Done, number: int = 0) -> Ask:
         """Record a request's rows; ``done`` is called once they are answered, maybe at once.
 
         Raises:
@@ -257,29 +269,12 @@ class PolicyService:
         book = session.book
         recorder = self._recorder
         groups = recorder.decode(request)
-        metrics = list(request.metrics)
-        _check_metrics(metrics)
-        if len(request.starts) > self._greeting.limits.max_open_episodes:
-            raise Fault(
-                Reason.LIMIT_EXCEEDED,
-                f"expected at most max_open_episodes_per_session="
-                f"{self._greeting.limits.max_open_episodes} starts, got {len(request.starts)}; "
-                "end some episodes first, or raise that setting on the server",
-                "starts",
-            )
+        metrics = request.metrics
+        if metrics:
+            _check_metrics(metrics)
         if request.starts:
-            book.announce(
-                {
-                    start.episode: EpisodeOptions(
-                        label=start.label[:_MAX_LABEL],
-                        evaluation=start.evaluation,
-                        greedy=start.greedy,
-                        resumed=start.resumed,
-                    )
-                    for start in request.starts
-                }
-            )
-        ask = Ask(lambda fault: done(groups, fault))
+            self._announce(request.starts, book)
+        ask = Ask(groups, done, number)
         # Before the rows, for an episode may end with them; and after, for it may start with them.
         for noted in metrics:
             book.note_metrics(noted.episode, noted.values)
@@ -289,20 +284,41 @@ class PolicyService:
             book.note_metrics(noted.episode, noted.values)
         self.requests += 1
         self._store.settle()
-        if ask.rows:
+        if ask.asked:
             self._batcher.submit(ask)
         elif not ask.missing:
             ask.finish(None)
         return ask
 
-    def encode(self, answers: list[Group], response: pb.ActResponse) -> None:
-        """Fill a response with answered groups.
+    def _announce(self, starts: Sequence[pb.EpisodeStart], book: EpisodeBook) -> None:
+        limit = self._greeting.limits.max_open_episodes
+        if len(starts) > limit:
+            raise Fault(
+                Reason.LIMIT_EXCEEDED,
+                f"expected at most max_open_episodes_per_session={limit} starts, got "
+                f"{len(starts)}; end some episodes first, or raise that setting on the server",
+                "starts",
+            )
+        book.announce(
+            {
+                start.episode: EpisodeOptions(
+                    label=start.label[:_MAX_LABEL],
+                    evaluation=start.evaluation,
+                    greedy=start.greedy,
+                    resumed=start.resumed,
+                )
+                for start in starts
+            }
+        )
+
+    def stream_response(self, ask: Ask) -> bytes:
+        """The answer to a request of a stream, serialized.
 
         Raises:
             Fault: INTERNAL; the policy's actions are not of the action space.
         """
         try:
-            self._recorder.encode(answers, response)
+            return self._encoder.stream_response(ask.number, ask.groups)
         except Exception as error:  # our bug, even where the codec finds it
             raise incidents.record("encoding an answer failed", error) from error
 
@@ -315,14 +331,14 @@ class _ActCall:
     """One ``Act`` call that waits for its answer."""
 
     def __init__(self) -> None:
-        self.answered: asyncio.Future[list[Group]] = asyncio.get_running_loop().create_future()
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def answer(self, answers: list[Group], fault: Fault | None) -> None:
-        """What the request comes to; ignored once the call has ended otherwise."""
+    def answer(self, _ask: Ask, fault: Fault | None) -> None:
+        """It can be encoded, or not at all; ignored once the call has ended otherwise."""
         if fault is not None:
             self.end(fault)
         elif not self.answered.done():
-            self.answered.set_result(answers)
+            self.answered.set_result(None)
 
     def end(self, fault: Fault) -> None:
         """See ``sessions.Call``."""
@@ -337,9 +353,8 @@ class _ActStream:
         self._service = service
         self._max_asks = max_asks
         self._context = context
-        self._outbox: deque[pb.StreamActResponse] = deque()
-        self._asks: dict[int, Ask] = {}  # unanswered, by our own count of requests
-        self._taken = 0
+        self._outbox: deque[bytes] = deque()  # serialized answers
+        self._asks: set[Ask] = set()  # unanswered
         self._news: asyncio.Future[None] | None = None  # what the idle writer waits for
         self._room: asyncio.Future[None] | None = (
             None  # what a reader that is too far ahead waits for
@@ -355,6 +370,9 @@ class _ActStream:
         """See ``sessions.Call``; when draining, what is answered already is still sent."""
         if self._fault is None:
             self._fault = fault
+            if self._session is not None:  # what was read already must not work for it
+                self._service.leave(self._session, self)
+                self._session = None
             if self._reader is not None:
                 self._reader.cancel()
 
@@ -390,44 +408,56 @@ class _ActStream:
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
-            for ask in list(self._asks.values()):
+            for ask in list(self._asks):
                 self._service.withdraw(ask)
             if self._session is not None:
-                self._session.calls.discard(self)
+                self._service.leave(self._session, self)
 
     def _take(self, data: bytes) -> None:
-        service = self._service
         message = _parse(pb.StreamActRequest, data)
-        number = message.request
-        self._taken = ours = self._taken + 1
+        act, number = message.act, message.request
         self._taking = True
         try:
-            session = service.session_of(message.act)
-            if session is not self._session:
-                service.admit(session, self)
-                if self._session is not None:
-                    self._session.calls.discard(self)
-                self._session = session
-            ask = service.begin(session, message.act, functools.partial(self._answer, number, ours))
+            session = self._session
+            # A session's end ends its streams, and while there is one its lease does not run.
+            if session is None or act.session_id != session.session_id:
+                session = self._enter(act)
+            ask = self._service.begin(session, act, self._answer, number)
         except Exception as error:  # told in band: the stream goes on
-            self._answer(number, ours, [], as_fault(error, "handling a request failed"))
+            self._refuse(number, as_fault(error, "handling a request failed"))
             return
         finally:
             self._taking = False
         if not ask.finished:
-            self._asks[ours] = ask
+            self._asks.add(ask)
 
-    def _answer(self, number: int, ours: int, answers: list[Group], fault: Fault | None) -> None:
-        self._asks.pop(ours, None)
-        response = pb.StreamActResponse(request=number)
+    def _enter(self, act: pb.ActRequest) -> Session:
+        """Work for the session that a request names from now on."""
+        session = self._service.session_of(act)
+        if session is not self._session:
+            self._service.admit(session, self)
+            if self._session is not None:
+                self._service.leave(self._session, self)
+            self._session = session
+        return session
+
+    def _answer(self, ask: Ask, fault: Fault | None) -> None:
+        self._asks.discard(ask)
         if fault is None:
             try:
-                self._service.encode(answers, response.act)
+                data = self._service.stream_response(ask)
             except Fault as error:  # must not cost the other requests of this batch their answers
                 fault = error
         if fault is not None:
-            response.error.CopyFrom(fault.to_detail())
-        self._outbox.append(response)
+            self._refuse(ask.number, fault)
+            return
+        self._outbox.append(data)
+        if not self._taking:
+            self._wake_writer()
+
+    def _refuse(self, number: int, fault: Fault) -> None:
+        response = pb.StreamActResponse(request=number, error=fault.to_detail())
+        self._outbox.append(response.SerializeToString())
         if not self._taking:
             self._wake_writer()
 
@@ -441,7 +471,7 @@ class _ActStream:
         self._writing = True
         try:
             while self._outbox:
-                await self._context.write(self._outbox.popleft().SerializeToString())
+                await self._context.write(self._outbox.popleft())
                 if self._room is not None and not self._room.done():
                     self._room.set_result(None)
         finally:

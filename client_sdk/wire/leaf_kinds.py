@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.leaves import Columns, Leaf, LeafSpec, child_path, kind_of, unsupported_space
 
+_FEW_ELEMENTS: Final = 8
+"""Up to here Python's own sum is the cheapest exact test for NaN and infinity ..."""
+
 _BLAS_ELEMENTS: Final = 4096
-"""Up to here one dot product is the cheapest exact test for NaN and infinity."""
+"""... and up to here a dot product."""
 
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
@@ -42,13 +45,16 @@ class BoxLeaf(Leaf):
     def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """See ``Leaf``: NaN and infinity."""
         if self._is_float:
-            # x*x is finite only if x is, and one that is not spoils the sum: exact when it says
-            # yes. A no may be mere overflow.
-            sure = (
-                self._has_blas
-                and column.size <= _BLAS_ELEMENTS
-                and np.vdot(column, column) < self._sure_below
-            )
+            # A number that is not finite spoils any sum: exact when it says yes, and a no may be
+            # mere overflow.
+            if column.size <= _FEW_ELEMENTS and not self._is_wide:
+                sure = math.isfinite(sum(column.ravel().tolist()))
+            else:
+                sure = (
+                    self._has_blas
+                    and column.size <= _BLAS_ELEMENTS
+                    and np.vdot(column, column) < self._sure_below
+                )
             if not sure:
                 finite = np.abs(column) <= _FLOAT32_MAX if self._is_wide else np.isfinite(column)
                 if not finite.all():
