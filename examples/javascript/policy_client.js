@@ -1,6 +1,7 @@
-// A session with a policy server: opened, resumed, asked for actions, closed. docs/protocol.md says
-// why it does what it does.
+// A session with a policy server: opened, resumed, asked for actions or for the policy, closed.
+// docs/protocol.md says why it does what it does.
 
+import { createHash } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import * as grpc from '@grpc/grpc-js';
@@ -52,6 +53,17 @@ export class PolicyClient {
   /** Calls a method of the service in this session until it is answered; repeating is safe. */
   call(method, request) {
     return this.#persist(() => this.#unary(method, request));
+  }
+
+  /**
+   * The newest policy file.
+   *
+   * @param {Buffer} have  SHA-256 of the file that we have; empty for none
+   * @param {number} waitMs  for another one, before we are told that there is none
+   * @returns {Promise<Buffer | null>}  the complete file; null: there is no other
+   */
+  getPolicy(have = Buffer.alloc(0), waitMs = 0) {
+    return this.#persist(() => this.#download(have, waitMs));
   }
 
   /**
@@ -148,6 +160,29 @@ export class PolicyClient {
     });
   }
 
+  async #download(have, waitMs) {
+    const { session_id } = this.session;
+    const request = { session_id, have_sha256: have, wait: { seconds: waitMs / 1000 } };
+    const options = { deadline: Date.now() + waitMs + CALL_MS };
+    const parts = this.#service.GetPolicy(request, this.#metadata, options);
+    const pieces = [];
+    let header;
+    try {
+      for await (const part of parts) {
+        if (part.header) header = part.header;
+        else pieces.push(part.piece);
+      }
+    } catch (error) {
+      throw PolicyError.ofCall(error);
+    }
+    if (header.sha256.equals(have)) return null;
+    const file = Buffer.concat(pieces);
+    if (!sha256(file).equals(header.sha256)) {
+      throw new PolicyError(grpc.status.UNAVAILABLE, 'the policy file was damaged on its way');
+    }
+    return file;
+  }
+
   #ask(act) {
     this.#stream ??= this.#openStream();
     this.#requests += 1;
@@ -184,4 +219,9 @@ function stepRows(rows) {
     statuses: rows.map((row) => row.status),
     observations: floatBatch(rows.map((row) => row.observation)),
   };
+}
+
+/** What a policy file is known by. */
+export function sha256(file) {
+  return createHash('sha256').update(file).digest();
 }

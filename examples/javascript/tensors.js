@@ -22,7 +22,7 @@ export function toTensor(dtype, shape, values) {
   const ArrayType = ARRAYS[dtype];
   const convert = ArrayType === BigInt64Array ? BigInt : Number;
   const array = values instanceof ArrayType ? values : ArrayType.from(values, convert);
-  return { dtype, shape, data: Buffer.from(array.buffer, array.byteOffset, array.byteLength) };
+  return { dtype, shape, data: bytes(array) };
 }
 
 /** The values of a Tensor, flat, as a typed array of its own memory. */
@@ -42,4 +42,16 @@ export function floatBatch(rows) {
 /** The N values of a Discrete space, as numbers. */
 export function discreteValues(batch) {
   return Array.from(fromTensor(batch.leaves['']), Number);
+}
+
+/** N tensors of onnxruntime, each `[1, ...]`, as one Tensor `[N, ...]`. */
+export function stack(tensors) {
+  const [{ type, dims }] = tensors;
+  const shape = [tensors.length, ...dims.slice(1)];
+  const data = Buffer.concat(tensors.map((tensor) => bytes(tensor.data)));
+  return { dtype: `DATA_TYPE_${type.toUpperCase()}`, shape, data };
+}
+
+function bytes(array) {
+  return Buffer.from(array.buffer, array.byteOffset, array.byteLength);
 }

