@@ -4,6 +4,7 @@ from client_sdk.aio import AsyncEpisode, AsyncEpisodeBatch, AsyncPolicyClient
 from client_sdk.client import Episode, EpisodeBatch, PolicyClient
 from client_sdk.config import Timeouts, TlsConfig
 from client_sdk.errors import BatchError, PolicyClientError, PolicyTimeout
+from client_sdk.remote_env import RemoteEnv, RemoteVectorEnv
 from client_sdk.session import ClientStats
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "PolicyClient",
     "PolicyClientError",
     "PolicyTimeout",
+    "RemoteEnv",
+    "RemoteVectorEnv",
     "Timeouts",
     "TlsConfig",
 ]

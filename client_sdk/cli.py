@@ -1,4 +1,4 @@
-"""``policy-client``: let a policy server act in a Gymnasium environment. Main thread only."""
+"""``policy-client``: run simulators against a policy server, or host them. Main thread only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from client_sdk import certificates, credentials
+from client_sdk import certificates, credentials, host_command
 from client_sdk.config import Address, Timeouts
 from client_sdk.errors import InvalidValueError, PolicyClientError
 
@@ -30,9 +30,10 @@ _GRACE_S = 4.5
 
 _EXIT_CODES = """\
 exit codes:
-  0    that many episodes have ended, or the files are written
-  1    no policy server answers, or it refuses this client; files cannot be written
+  0    that many episodes have ended, or the files are written; a host's parent has ended
+  1    no server answers, or it refuses this client; files cannot be written
   2    a bad option, or no such environment
+  4    a host cannot listen: the port is in use
   130  ended by Ctrl-C (SIGINT)
   143  ended by SIGTERM
 """
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="policy-client",
-        description="Connect simulators to a policy server.",
+        description="Connect simulators to a policy server, or host them for a trainer.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -161,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.add_argument("--debug", action="store_true", help="log in detail")
     _add_certs(commands)
+    host_command.add_parser(commands, _EXIT_CODES)
     return parser
 
 

@@ -38,7 +38,8 @@
     |   |-- IncompatibleProtocolError
     |   |-- UnknownSessionError
     |   |-- StalePolicyError
-    |   |-- EnvironmentFailedError
+    |   |-- EnvironmentFailedError      the hosted environment raised; it has been closed
+    |   |-- EnvironmentLostError        its host is gone, and the episode with it
     |   `-- ServerError                 a fault that this release has no name for
     |       `-- InternalServerError     the server's own bug, with an incident number
     `-- BatchError                      some rows of a vector step, each with an error of its own
@@ -261,6 +262,13 @@ class EnvironmentFailedError(ServiceError):
     """The hosted environment raised and has been closed."""
 
     reason = Reason.ENVIRONMENT_FAILED
+
+
+class EnvironmentLostError(ServiceError):
+    """The host of a remote environment is gone, or silent for too long, in the middle of an episode.
+
+    That episode is lost; ``reset()`` begins the next one, there or on the host's successor.
+    """
 
 
 class ServerError(ServiceError):

@@ -318,7 +318,7 @@ class Connection:
         try:
             yield from parts
         except grpc.RpcError as error:
-            raise _error_of_call(error) from None
+            raise error_of_call(error) from None
         finally:
             parts.cancel()
 
@@ -346,7 +346,7 @@ class Connection:
         try:
             return call(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _error_of_call(error) from None
+            raise error_of_call(error) from None
 
 
 _T = TypeVar("_T")
@@ -407,11 +407,11 @@ def _read(call: Any, inbox: queue.SimpleQueue[bytes | PolicyClientError | Discon
             put(data)
         put(Disconnected("the server ended the stream"))
     except grpc.RpcError as error:
-        put(error_of_stream(_error_of_call(error)))
+        put(error_of_stream(error_of_call(error)))
     except Exception as error:  # else whoever waits would wait in vain
         put(Disconnected(f"reading failed: {error!r}"))
 
 
-def _error_of_call(error: Any) -> PolicyClientError | Disconnected:
+def error_of_call(error: Any) -> PolicyClientError | Disconnected:
     """What gRPC's exception says; it is a call as well."""
     return error_of_status(error.code(), error.details(), error.trailing_metadata())

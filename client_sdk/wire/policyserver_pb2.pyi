@@ -391,6 +391,134 @@ class UploadEpisodesResponse(_message.Message):
     faults: _containers.RepeatedCompositeFieldContainer[Fault]
     def __init__(self, accepted_sequence: _Optional[int] = ..., delivered_sequence: _Optional[int] = ..., policy_version: _Optional[int] = ..., faults: _Optional[_Iterable[_Union[Fault, _Mapping]]] = ...) -> None: ...
 
+class MakeRequest(_message.Message):
+    __slots__ = ("protocol_version", "env_id", "kwargs", "render_mode", "num_envs")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENV_ID_FIELD_NUMBER: _ClassVar[int]
+    KWARGS_FIELD_NUMBER: _ClassVar[int]
+    RENDER_MODE_FIELD_NUMBER: _ClassVar[int]
+    NUM_ENVS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: str
+    env_id: str
+    kwargs: _struct_pb2.Struct
+    render_mode: str
+    num_envs: int
+    def __init__(self, protocol_version: _Optional[str] = ..., env_id: _Optional[str] = ..., kwargs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., render_mode: _Optional[str] = ..., num_envs: _Optional[int] = ...) -> None: ...
+
+class MakeResponse(_message.Message):
+    __slots__ = ("env_handle", "observation_space", "action_space", "metadata", "protocol_version", "lease")
+    ENV_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATION_SPACE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_SPACE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    env_handle: str
+    observation_space: Space
+    action_space: Space
+    metadata: _struct_pb2.Struct
+    protocol_version: str
+    lease: _duration_pb2.Duration
+    def __init__(self, env_handle: _Optional[str] = ..., observation_space: _Optional[_Union[Space, _Mapping]] = ..., action_space: _Optional[_Union[Space, _Mapping]] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., protocol_version: _Optional[str] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ResetRequest(_message.Message):
+    __slots__ = ("env_handle", "seeds", "options")
+    ENV_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    env_handle: str
+    seeds: _containers.RepeatedScalarFieldContainer[int]
+    options: _struct_pb2.Struct
+    def __init__(self, env_handle: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class ResetResponse(_message.Message):
+    __slots__ = ("observations", "infos")
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    INFOS_FIELD_NUMBER: _ClassVar[int]
+    observations: Batch
+    infos: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    def __init__(self, observations: _Optional[_Union[Batch, _Mapping]] = ..., infos: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ...) -> None: ...
+
+class StepRequest(_message.Message):
+    __slots__ = ("env_handle", "actions")
+    ENV_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    env_handle: str
+    actions: Batch
+    def __init__(self, env_handle: _Optional[str] = ..., actions: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
+
+class StepResponse(_message.Message):
+    __slots__ = ("observations", "rewards", "terminated", "truncated", "infos")
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    REWARDS_FIELD_NUMBER: _ClassVar[int]
+    TERMINATED_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    INFOS_FIELD_NUMBER: _ClassVar[int]
+    observations: Batch
+    rewards: _containers.RepeatedScalarFieldContainer[float]
+    terminated: _containers.RepeatedScalarFieldContainer[bool]
+    truncated: _containers.RepeatedScalarFieldContainer[bool]
+    infos: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    def __init__(self, observations: _Optional[_Union[Batch, _Mapping]] = ..., rewards: _Optional[_Iterable[float]] = ..., terminated: _Optional[_Iterable[bool]] = ..., truncated: _Optional[_Iterable[bool]] = ..., infos: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ...) -> None: ...
+
+class DriveRequest(_message.Message):
+    __slots__ = ("reset", "step")
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    reset: ResetRequest
+    step: StepRequest
+    def __init__(self, reset: _Optional[_Union[ResetRequest, _Mapping]] = ..., step: _Optional[_Union[StepRequest, _Mapping]] = ...) -> None: ...
+
+class DriveResponse(_message.Message):
+    __slots__ = ("reset", "step", "error")
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    reset: ResetResponse
+    step: StepResponse
+    error: ErrorDetail
+    def __init__(self, reset: _Optional[_Union[ResetResponse, _Mapping]] = ..., step: _Optional[_Union[StepResponse, _Mapping]] = ..., error: _Optional[_Union[ErrorDetail, _Mapping]] = ...) -> None: ...
+
+class RenderRequest(_message.Message):
+    __slots__ = ("env_handle", "env_index")
+    ENV_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    ENV_INDEX_FIELD_NUMBER: _ClassVar[int]
+    env_handle: str
+    env_index: int
+    def __init__(self, env_handle: _Optional[str] = ..., env_index: _Optional[int] = ...) -> None: ...
+
+class RenderResponse(_message.Message):
+    __slots__ = ("frame",)
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    frame: Tensor
+    def __init__(self, frame: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class StreamFramesRequest(_message.Message):
+    __slots__ = ("env_handle", "env_index", "max_frames_per_second")
+    ENV_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    ENV_INDEX_FIELD_NUMBER: _ClassVar[int]
+    MAX_FRAMES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    env_handle: str
+    env_index: int
+    max_frames_per_second: float
+    def __init__(self, env_handle: _Optional[str] = ..., env_index: _Optional[int] = ..., max_frames_per_second: _Optional[float] = ...) -> None: ...
+
+class StreamFramesResponse(_message.Message):
+    __slots__ = ("frame",)
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    frame: Tensor
+    def __init__(self, frame: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ("env_handle",)
+    ENV_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    env_handle: str
+    def __init__(self, env_handle: _Optional[str] = ...) -> None: ...
+
+class CloseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data")
     DTYPE_FIELD_NUMBER: _ClassVar[int]

@@ -369,3 +369,368 @@ class PolicyService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class EnvServiceStub:
+    """---------------------------------------------------------------------------
+    Stepping: the simulator hosts its environment and a trainer steps it.
+    ---------------------------------------------------------------------------
+
+    Gymnasium environments behind a port. Each Make gives environments of its own.
+
+    One call at a time per handle. Reset and Step are not repeatable: after a lost answer the
+    episode is lost, and Reset begins the next.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Make = channel.unary_unary(
+                '/policyserver.v1.EnvService/Make',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.MakeRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.MakeResponse.FromString,
+                _registered_method=True)
+        self.Reset = channel.unary_unary(
+                '/policyserver.v1.EnvService/Reset',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.ResetRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.ResetResponse.FromString,
+                _registered_method=True)
+        self.Step = channel.unary_unary(
+                '/policyserver.v1.EnvService/Step',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.StepRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.StepResponse.FromString,
+                _registered_method=True)
+        self.Drive = channel.stream_stream(
+                '/policyserver.v1.EnvService/Drive',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.DriveRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.DriveResponse.FromString,
+                _registered_method=True)
+        self.Render = channel.unary_unary(
+                '/policyserver.v1.EnvService/Render',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.RenderRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.RenderResponse.FromString,
+                _registered_method=True)
+        self.StreamFrames = channel.unary_stream(
+                '/policyserver.v1.EnvService/StreamFrames',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.StreamFramesRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.StreamFramesResponse.FromString,
+                _registered_method=True)
+        self.Close = channel.unary_unary(
+                '/policyserver.v1.EnvService/Close',
+                request_serializer=client__sdk_dot_wire_dot_policyserver__pb2.CloseRequest.SerializeToString,
+                response_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.CloseResponse.FromString,
+                _registered_method=True)
+
+
+class EnvServiceServicer:
+    """---------------------------------------------------------------------------
+    Stepping: the simulator hosts its environment and a trainer steps it.
+    ---------------------------------------------------------------------------
+
+    Gymnasium environments behind a port. Each Make gives environments of its own.
+
+    One call at a time per handle. Reset and Step are not repeatable: after a lost answer the
+    episode is lost, and Reset begins the next.
+    """
+
+    def Make(self, request, context):
+        """Agrees on protocol version and spaces. An answer that is lost leaves environments behind, which
+        the lease closes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reset(self, request, context):
+        """Begins an episode in each environment of the handle.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Step(self, request, context):
+        """One step of each environment of the handle. A request refused with INVALID_ARGUMENT has stepped
+        none of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drive(self, request_iterator, context):
+        """Reset and Step over one stream, one answer per request, in order. Its end closes the handle.
+        A failed request is answered in band and does not end the stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Render(self, request, context):
+        """What the environment looks like now; it must have been made with render_mode "rgb_array". May
+        be called beside an open Drive, and waits for the step under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamFrames(self, request, context):
+        """Frames as they are drawn, until the call is cancelled. Slow readers miss frames.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Close(self, request, context):
+        """Closing twice is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnvServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Make': grpc.unary_unary_rpc_method_handler(
+                    servicer.Make,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.MakeRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.MakeResponse.SerializeToString,
+            ),
+            'Reset': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reset,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.ResetRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.ResetResponse.SerializeToString,
+            ),
+            'Step': grpc.unary_unary_rpc_method_handler(
+                    servicer.Step,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.StepRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.StepResponse.SerializeToString,
+            ),
+            'Drive': grpc.stream_stream_rpc_method_handler(
+                    servicer.Drive,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.DriveRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.DriveResponse.SerializeToString,
+            ),
+            'Render': grpc.unary_unary_rpc_method_handler(
+                    servicer.Render,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.RenderRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.RenderResponse.SerializeToString,
+            ),
+            'StreamFrames': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamFrames,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.StreamFramesRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.StreamFramesResponse.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=client__sdk_dot_wire_dot_policyserver__pb2.CloseRequest.FromString,
+                    response_serializer=client__sdk_dot_wire_dot_policyserver__pb2.CloseResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'policyserver.v1.EnvService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('policyserver.v1.EnvService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class EnvService:
+    """---------------------------------------------------------------------------
+    Stepping: the simulator hosts its environment and a trainer steps it.
+    ---------------------------------------------------------------------------
+
+    Gymnasium environments behind a port. Each Make gives environments of its own.
+
+    One call at a time per handle. Reset and Step are not repeatable: after a lost answer the
+    episode is lost, and Reset begins the next.
+    """
+
+    @staticmethod
+    def Make(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyserver.v1.EnvService/Make',
+            client__sdk_dot_wire_dot_policyserver__pb2.MakeRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.MakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyserver.v1.EnvService/Reset',
+            client__sdk_dot_wire_dot_policyserver__pb2.ResetRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.ResetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Step(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyserver.v1.EnvService/Step',
+            client__sdk_dot_wire_dot_policyserver__pb2.StepRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.StepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drive(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/policyserver.v1.EnvService/Drive',
+            client__sdk_dot_wire_dot_policyserver__pb2.DriveRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.DriveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Render(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyserver.v1.EnvService/Render',
+            client__sdk_dot_wire_dot_policyserver__pb2.RenderRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.RenderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamFrames(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/policyserver.v1.EnvService/StreamFrames',
+            client__sdk_dot_wire_dot_policyserver__pb2.StreamFramesRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.StreamFramesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyserver.v1.EnvService/Close',
+            client__sdk_dot_wire_dot_policyserver__pb2.CloseRequest.SerializeToString,
+            client__sdk_dot_wire_dot_policyserver__pb2.CloseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

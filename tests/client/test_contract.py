@@ -8,21 +8,27 @@ from client_sdk import AsyncPolicyClient, PolicyClient
 from client_sdk.aio import AsyncEpisode, AsyncEpisodeBatch
 from client_sdk.aio_transport import AioConnection
 from client_sdk.client import Episode, EpisodeBatch
+from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import ERROR_OF_REASON
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
 
-RPCS = [method.name for method in pb.DESCRIPTOR.services_by_name["PolicyService"].methods]
+CONNECTIONS = {"PolicyService": [Connection, AioConnection], "EnvService": [EnvConnection]}
+RPCS = [
+    (connection, method.name)
+    for name, service in pb.DESCRIPTOR.services_by_name.items()
+    for connection in CONNECTIONS[name]
+    for method in service.methods
+]
 
 
 def snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-@pytest.mark.parametrize("connection", [Connection, AioConnection])
-@pytest.mark.parametrize("rpc", RPCS)
-def test_every_rpc_has_a_client_method(rpc, connection):
+@pytest.mark.parametrize(("connection", "rpc"), RPCS)
+def test_every_rpc_has_a_client_method(connection, rpc):
     assert callable(getattr(connection, snake(rpc)))
 
 

@@ -1,0 +1,163 @@
+"""``policy-client host``: serve a Gymnasium environment to a trainer that steps it. Main thread only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from client_sdk import credentials
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CANNOT_LISTEN = 4
+
+_GRACE_S = 4.0
+"""From the parent's end to ours, whatever an environment is doing."""
+
+_EXAMPLES = """\
+examples:
+  policy-client host CartPole-v1 --port 9901
+  policy-client host my_simulator:make_env --kwargs '{"level": 3}' --port 0 --address-file address
+  policy-client host CartPole-v1 --host 0.0.0.0 --tls-cert host.pem --tls-key host.key --token-file token
+"""
+
+
+def add_parser(commands: Any, epilog: str) -> None:
+    """Add the command to a program's."""
+    host = commands.add_parser(
+        "host",
+        help="serve a Gymnasium environment to a trainer that steps it",
+        description="Serve a Gymnasium environment: whoever connects (client_sdk.RemoteEnv, "
+        "RemoteVectorEnv) gets environments of its own and steps them.",
+        epilog=f"{_EXAMPLES}\n{epilog}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    host.add_argument(
+        "env",
+        metavar="ENV",
+        help="Gymnasium id, such as CartPole-v1 or package:Id-v0; or module:function, which "
+        "returns an environment",
+    )
+    host.add_argument(
+        "--kwargs", type=_kwargs, default={}, metavar="JSON", help="its keyword arguments"
+    )
+    host.add_argument(
+        "--any-env",
+        action="store_true",
+        help="serve every registered environment that a client asks for, not only ENV",
+    )
+    host.add_argument("--host", default="127.0.0.1", help="interface (default: 127.0.0.1)")
+    host.add_argument(
+        "--port", type=int, default=9901, help="TCP port; 0 takes a free one (default: 9901)"
+    )
+    host.add_argument(
+        "--address-file", metavar="F", help="write the bound HOST:PORT there, once it answers"
+    )
+    host.add_argument(
+        "--parent-pid", type=_pid, metavar="PID", help="end when that process is gone"
+    )
+    host.add_argument(
+        "--max-envs",
+        type=int,
+        default=256,
+        metavar="N",
+        help="environments that are open at once (default: 256)",
+    )
+    host.add_argument(
+        "--lease",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="close environments of which nothing was heard for this long (default: 60)",
+    )
+    credentials.add_server_options(host)
+    host.add_argument("--debug", action="store_true", help="log in detail")
+    host.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until a signal, or the parent's end.
+
+    Returns:
+        The exit code.
+    """
+    # Gymnasium and gRPC are not needed to refuse a bad option.
+    import gymnasium as gym
+
+    from client_sdk.env_server import EnvServer, EnvServerConfig
+    from client_sdk.listening import ServerStartError
+    from client_sdk.parent import ParentError, when_process_ends
+
+    if os.getcwd() not in sys.path:  # a console script does not look there
+        sys.path.insert(0, os.getcwd())
+    try:
+        config = EnvServerConfig(
+            host=options.host,
+            port=options.port,
+            address_file=options.address_file,
+            token=credentials.token(options),
+            tls=credentials.server_tls(options),
+            insecure=bool(options.insecure),
+            any_env=options.any_env,
+            max_envs=options.max_envs,
+            lease_s=options.lease,
+        )
+        server = EnvServer(options.env, config, kwargs=options.kwargs)
+    except ValueError as error:
+        return _failed(EXIT_USAGE, str(error))
+    except (gym.error.Error, ImportError) as error:
+        return _failed(EXIT_USAGE, f"cannot host {options.env!r}: {error}")
+    try:
+        if options.parent_pid is not None:
+            when_process_ends(options.parent_pid, _ender(server.shut))
+        with server:
+            print(f"hosting {server.name} on {server.address}", flush=True)
+            server.wait()
+    except ServerStartError as error:
+        return _failed(EXIT_CANNOT_LISTEN, str(error))
+    except ParentError as error:
+        return _failed(EXIT_FAILED, str(error))
+    logger.info("process %s, the parent, has ended", options.parent_pid)
+    return 0
+
+
+def _ender(shut: Callable[[], None]) -> Callable[[], None]:
+    """What ends this process when its parent is gone, even if an environment hangs."""
+
+    def end() -> None:
+        deadline = threading.Timer(_GRACE_S, os._exit, (0,))
+        deadline.daemon = True
+        deadline.start()
+        shut()
+
+    return end
+
+
+def _failed(code: int, message: str) -> int:
+    print(f"policy-client: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _kwargs(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
+    return value
+
+
+def _pid(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected the number of a process, got {text}")
+    return value

@@ -1,0 +1,247 @@
+"""``HostedEnv``: Gymnasium environments in lockstep, between messages.
+
+Knows nothing of gRPC, handles and leases. Its environments are touched by one thread alone, the one
+that makes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.batches import SpaceCodec
+from client_sdk.wire.faults import Fault, Reason
+from client_sdk.wire.structs import dict_of_struct, fill_struct_leniently
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class EnvironmentFault(Fault):
+    """The environment itself raised, or gave what its spaces do not hold: it must be closed."""
+
+    def __init__(self, doing: str, error: BaseException) -> None:
+        said = " ".join(str(error).split())
+        super().__init__(
+            Reason.ENVIRONMENT_FAILED,
+            f"the environment failed in {doing}: {type(error).__name__}{': ' if said else ''}{said}",
+        )
+
+
+class HostedEnv:
+    """N environments of the same kind, or a single one without autoreset.
+
+    N environments reset themselves: the step after an end is a reset that ignores its action
+    (Gymnasium's NEXT_STEP autoreset).
+
+    Attributes:
+        observation_space: Of one environment.
+        action_space: Of one environment.
+        metadata: Of the first environment.
+        n: How many.
+    """
+
+    def __init__(self, make: Callable[[], gym.Env[Any, Any]], num_envs: int = 0) -> None:
+        """Make the environments.
+
+        Args:
+            make: Called once for each.
+            num_envs: 0: a single one, which only ``reset`` resets.
+
+        Raises:
+            EnvironmentFault: An environment could not be made, or they differ.
+            Fault: SPACE_MISMATCH; the contract has no such space.
+        """
+        self.n = num_envs or 1
+        self._autoreset = num_envs > 0
+        self._envs: list[gym.Env[Any, Any]] = []
+        try:
+            for _ in range(self.n):
+                self._envs.append(_guarded("make", make))
+            self._read_spaces()
+        except BaseException:
+            self.close()
+            raise
+        self._running = np.zeros(self.n, np.bool_)
+        self._begun = False
+        self._left_out: set[str] = set()
+
+    def _read_spaces(self) -> None:
+        first = self._envs[0]
+        self.observation_space = first.observation_space
+        self.action_space = first.action_space
+        self.metadata: Mapping[str, Any] = first.metadata or {}
+        for env in self._envs[1:]:
+            if (env.observation_space, env.action_space) != (
+                self.observation_space,
+                self.action_space,
+            ):
+                raise EnvironmentFault(
+                    "make", ValueError("environments of one handle must have the same spaces")
+                )
+        self._observations = SpaceCodec(self.observation_space)
+        self._actions = SpaceCodec(self.action_space)
+
+    def reset(self, request: pb.ResetRequest, response: pb.ResetResponse) -> None:
+        """Begin an episode in each environment.
+
+        Raises:
+            Fault: The request is wrong; nothing was reset.
+            EnvironmentFault: An environment failed.
+        """
+        seeds: Sequence[int | None] = request.seeds or [None] * self.n
+        if len(seeds) != self.n:
+            raise Fault(
+                Reason.MALFORMED_TENSOR,
+                f"expected no seeds or {self.n}, one per environment, got {len(seeds)}",
+                "seeds",
+            )
+        options = None
+        if request.HasField("options"):
+            options = dict_of_struct(request.options, whole_numbers=True)
+        observations, infos = [], []
+        for env, seed in zip(self._envs, seeds, strict=True):
+            try:
+                observation, info = env.reset(seed=seed, options=options)
+            except BaseException as error:  # even SystemExit: it is the environment's, not ours
+                raise EnvironmentFault("reset", error) from error
+            observations.append(observation)
+            infos.append(info)
+        self._running[:] = True
+        self._begun = True
+        self._tell(observations, infos, "reset", response)
+
+    def step(self, request: pb.StepRequest, response: pb.StepResponse) -> None:
+        """One step of each environment.
+
+        Raises:
+            Fault: The request is wrong; none has stepped.
+            EnvironmentFault: An environment failed.
+        """
+        columns = self._actions.decode(request.actions, self.n, "actions")
+        self._check_state()
+        running = self._running.tolist()
+        for row, fault in self._actions.row_faults(columns, "actions").items():
+            if running[row]:
+                raise Fault(fault.reason, f"row {row}: {fault.message}", fault.field)
+        observations, infos = [], []
+        rewards, terminated, truncated = [], [], []
+        value = self._actions.value
+        try:
+            for row, env in enumerate(self._envs):
+                if running[row]:
+                    observation, reward, ended, cut, info = env.step(value(columns, row))
+                    reward, ended, cut = float(reward), bool(ended), bool(cut)
+                else:
+                    observation, info = env.reset()
+                    reward, ended, cut = 0.0, False, False
+                observations.append(observation)
+                infos.append(info)
+                rewards.append(reward)
+                terminated.append(ended)
+                truncated.append(cut)
+                running[row] = not (ended or cut)
+        except BaseException as error:  # even SystemExit: it is the environment's, not ours
+            raise EnvironmentFault("step", error) from error
+        self._running[:] = running
+        response.rewards.extend(rewards)
+        response.terminated.extend(terminated)
+        response.truncated.extend(truncated)
+        self._tell(observations, infos, "step", response)
+
+    def _check_state(self) -> None:
+        if not self._begun:
+            raise Fault(
+                Reason.STEP_OUT_OF_ORDER, "expected Reset before the first Step; reset first"
+            )
+        if not self._autoreset and not self._running[0]:
+            raise Fault(Reason.EPISODE_ENDED, "the episode has ended; reset before the next step")
+
+    def _tell(
+        self,
+        observations: list[Any],
+        infos: list[Any],
+        doing: str,
+        response: pb.ResetResponse | pb.StepResponse,
+    ) -> None:
+        try:
+            if self.n == 1:
+                columns = self._observations.columns_of(observations[0])
+            else:
+                columns = self._observations.columns_of_batch(observations, self.n)
+        except Fault as fault:
+            raise EnvironmentFault(doing, ValueError(str(fault))) from fault
+        self._observations.encode(columns, response.observations)
+        if any(infos):
+            for info in infos:
+                if not isinstance(info, Mapping):
+                    raise EnvironmentFault(
+                        doing, TypeError(f"expected a dict as info, got {type(info).__name__}")
+                    )
+                left_out = fill_struct_leniently(response.infos.add(), info)
+                for why in left_out:
+                    self._note_left_out(why)
+
+    def _note_left_out(self, why: str) -> None:
+        """Once for each, and not without end."""
+        if why not in self._left_out and len(self._left_out) < 20:
+            self._left_out.add(why)
+            logger.warning("left out of info, for it cannot be sent: %s", why)
+
+    def render(self, index: int) -> NDArray[np.uint8]:
+        """What one environment looks like: [height, width, 3].
+
+        Raises:
+            Fault: There is no such environment, or it was not made to be rendered so.
+            EnvironmentFault: It failed.
+        """
+        if not 0 <= index < self.n:
+            raise Fault(
+                Reason.SPACE_MISMATCH, f"expected 0 to {self.n - 1}, got {index}", "env_index"
+            )
+        env = self._envs[index]
+        if env.render_mode != "rgb_array":
+            modes = ", ".join(map(str, self.metadata.get("render_modes", ()))) or "none"
+            raise Fault(
+                Reason.WRONG_MODE,
+                f'expected an environment made with render_mode "rgb_array", got '
+                f"{env.render_mode!r}; it can do: {modes}. Make it with that mode, or start the "
+                """host with --kwargs '{"render_mode": "rgb_array"}'""",
+            )
+        if not self._begun:
+            raise Fault(Reason.STEP_OUT_OF_ORDER, "expected Reset before Render; reset first")
+        frame = np.asarray(_guarded("render", env.render))
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise EnvironmentFault(
+                "render",
+                ValueError(f"expected uint8 [height, width, 3], got {frame.dtype} {frame.shape}"),
+            )
+        return frame
+
+    @property
+    def renders(self) -> bool:
+        """Whether ``render`` works, once reset."""
+        return self._envs[0].render_mode == "rgb_array"
+
+    def close(self) -> None:
+        """Close all of them, whatever one of them says to it."""
+        for env in self._envs:
+            try:
+                env.close()  # type: ignore[no-untyped-call]
+            except BaseException:  # it is gone all the same
+                logger.warning("an environment failed in close", exc_info=True)
+        self._envs = []
+
+
+def _guarded(doing: str, call: Callable[[], _T]) -> _T:
+    try:
+        return call()
+    except BaseException as error:  # even SystemExit: it is the environment's, not ours
+        raise EnvironmentFault(doing, error) from error

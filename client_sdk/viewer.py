@@ -1,0 +1,53 @@
+"""A window for frames, through pygame. The thread that made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.config import Address
+
+
+class Viewer:
+    """Shows one frame after the other."""
+
+    def __init__(self, address: Address) -> None:
+        """Nothing is opened before the first frame.
+
+        Raises:
+            gymnasium.error.DependencyNotInstalled: There is no pygame.
+        """
+        try:
+            import pygame
+        except ImportError as error:
+            raise gym.error.DependencyNotInstalled(
+                'render_mode="human" shows the frames with pygame, which is not installed: '
+                "pip install pygame"
+            ) from error
+        self._pygame: Any = pygame
+        self._title = f"environment at {address}"
+        self._window: Any = None
+        self._clock: Any = None
+
+    def show(self, frame: NDArray[np.uint8], fps: float | None) -> None:
+        """Show [height, width, 3], and wait as long as its rate asks for."""
+        pygame = self._pygame
+        size = (frame.shape[1], frame.shape[0])
+        if self._window is None or self._window.get_size() != size:
+            pygame.display.init()
+            pygame.display.set_caption(self._title)
+            self._window = pygame.display.set_mode(size)
+            self._clock = pygame.time.Clock()
+        self._window.blit(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), (0, 0))
+        pygame.event.pump()
+        pygame.display.flip()
+        self._clock.tick(fps or 0)
+
+    def close(self) -> None:
+        """Close the window. Idempotent."""
+        if self._window is not None:
+            self._window = None
+            self._pygame.display.quit()

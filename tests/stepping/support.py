@@ -1,0 +1,105 @@
+"""Environments made for testing, hosts in this process and in others, and ways to wait."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from client_sdk.env_server import EnvServer, EnvServerConfig
+
+PATIENCE_S = 20.0
+COMMAND = [sys.executable, "-m", "client_sdk.cli", "host"]
+
+
+@contextlib.contextmanager
+def hosting(env: Any = "CartPole-v1", *, kwargs: Any = None, **settings: Any) -> Iterator[EnvServer]:
+    """A host on a free port of this process, stopped at the end."""
+    with EnvServer(env, EnvServerConfig(**{"port": 0, **settings}), kwargs=kwargs) as server:
+        yield server
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
+    """Until it holds."""
+    until = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until, "it did not come about in time"
+        threading.Event().wait(0.01)
+
+
+class HostProcess:
+    """``policy-client host`` as a person starts it.
+
+    Attributes:
+        line: What it printed first.
+        address: From that line.
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.line = self.process.stdout.readline().strip()
+        self.address = self.line.rpartition(" ")[2]
+
+    def __enter__(self) -> HostProcess:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=PATIENCE_S)
+
+
+class Mixed(gym.Env):
+    """Every kind of space at once; what it shows follows from its seed and its actions."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 - as gymnasium has it
+    observation_space = spaces.Dict(
+        {
+            "bits": spaces.MultiBinary(5),
+            "counts": spaces.MultiDiscrete([3, 4, 5], start=[0, -1, 2]),
+            "gear": spaces.Discrete(6, start=-1),
+            "image": spaces.Box(0, 255, (4, 5, 3), np.uint8),
+            "pair": spaces.Tuple((spaces.Box(-1.0, 1.0, (2,), np.float64), spaces.Discrete(3))),
+            "word": spaces.Text(8, min_length=0),
+        }
+    )
+    action_space = spaces.Dict(
+        {
+            "keys": spaces.MultiBinary(3),
+            "push": spaces.Box(-1.0, 1.0, (2,), np.float32),
+            "say": spaces.Text(4, min_length=1),
+        }
+    )
+
+    def __init__(self, level: int = 0, render_mode: str | None = None) -> None:
+        self.level = level
+        self.render_mode = render_mode
+        self._steps = 0
+
+    def _observe(self) -> tuple[Any, dict[str, Any]]:
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        return self.observation_space.sample(), {"steps": self._steps, "level": self.level}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self._steps = (options or {}).get("from", 0)
+        return self._observe()
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), action
+        self._steps += 1
+        observation, info = self._observe()
+        reward = float(np.sum(action["push"], dtype=np.float64)) / 3 + len(action["say"])
+        return observation, reward, self._steps % 7 == 0, self._steps % 5 == 0, info
+
+    def render(self) -> Any:
+        return np.full((6, 8, 3), self._steps, np.uint8)
