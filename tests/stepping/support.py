@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +21,9 @@ COMMAND = [sys.executable, "-m", "client_sdk.cli", "host"]
 
 
 @contextlib.contextmanager
-def hosting(env: Any = "CartPole-v1", *, kwargs: Any = None, **settings: Any) -> Iterator[EnvServer]:
+def hosting(
+    env: Any = "CartPole-v1", *, kwargs: Any = None, **settings: Any
+) -> Iterator[EnvServer]:
     """A host on a free port of this process, stopped at the end."""
     with EnvServer(env, EnvServerConfig(**{"port": 0, **settings}), kwargs=kwargs) as server:
         yield server
@@ -50,7 +52,7 @@ class HostProcess:
         self.line = self.process.stdout.readline().strip()
         self.address = self.line.rpartition(" ")[2]
 
-    def __enter__(self) -> HostProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -14,7 +14,9 @@ from tests.stepping.support import Mixed, hosting
 
 IDS = ["Acrobot-v1", "Blackjack-v1", "CartPole-v1", "FrozenLake-v1", "MountainCar-v0",
        "MountainCarContinuous-v0", "Pendulum-v1", "Taxi-v3"]  # fmt: skip
-ENVS = [pytest.param(functools.partial(gym.make, name, max_episode_steps=20), id=name) for name in IDS]
+ENVS = [
+    pytest.param(functools.partial(gym.make, name, max_episode_steps=20), id=name) for name in IDS
+]
 ENVS.append(pytest.param(Mixed, id="every space"))
 
 
@@ -88,10 +90,13 @@ def test_gymnasium_finds_no_fault_with_it(name):
 
 
 def test_gymnasium_finds_no_fault_with_every_space_and_rendering():
-    with hosting(Mixed) as host, RemoteEnv(host.address, render_mode="rgb_array") as env:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_env(env)
+    with (
+        hosting(Mixed) as host,
+        RemoteEnv(host.address, render_mode="rgb_array") as env,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        check_env(env)
 
 
 def test_infos_of_a_vector_have_masks_as_gymnasium_has_them():
