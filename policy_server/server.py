@@ -9,11 +9,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -21,8 +18,13 @@ import gymnasium as gym
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from client_sdk.credentials import server_credentials
-from client_sdk.errors import InvalidValueError
+from client_sdk.listening import (
+    ServerStartError,
+    bind,
+    remove_if_ours,
+    server_options,
+    write_atomically,
+)
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
@@ -51,10 +53,6 @@ _SWEEP_S = 0.1
 """Leases and waiting requests are looked at this often."""
 
 _HEALTH_SERVICES = ("", SERVICE_NAME)
-
-
-class ServerStartError(RuntimeError):
-    """The server could not listen; the message names the address and the likely cause."""
 
 
 class PolicyServer:
@@ -237,7 +235,7 @@ class PolicyServer:
         reflection.enable_server_reflection(
             (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        self._address = _bind(server, config)
+        self._address = bind(server, config.host, config.port, config.tls)
         unsubscribe = self._policies.subscribe(
             lambda policy: self._call_soon(lambda: self._policy_arrived(policy))
         )
@@ -248,7 +246,7 @@ class PolicyServer:
             self._buffer.attach(lambda: self._call_soon(parts.demand_changed))
             await self._update_health()
             if config.address_file is not None:
-                _write_atomically(Path(config.address_file), self._address)
+                write_atomically(config.address_file, self._address)
             logger.info("policy server listening on %s", self._address)
             self._started.set()
             await self._sweep_until_stopped(parts)
@@ -259,7 +257,7 @@ class PolicyServer:
             await server.stop(config.drain_s)
             parts.sessions.close_all()
             if config.address_file is not None:
-                _remove_if_ours(Path(config.address_file), self._address)
+                remove_if_ours(config.address_file, self._address)
 
     async def _sweep_until_stopped(self, parts: _Parts) -> None:
         if self._stopping is None:
@@ -388,63 +386,4 @@ class _Parts:
 
 
 def _server_options(config: PolicyServerConfig) -> list[tuple[str, int]]:
-    keepalive_ms = int(config.keepalive_s * 1000)
-    return [
-        # Else two processes can bind one port, and each gets half of the connections.
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        # Half-open connections are noticed, busy or idle.
-        ("grpc.keepalive_time_ms", keepalive_ms),
-        ("grpc.keepalive_timeout_ms", keepalive_ms),
-        # What really bounds the wait for a ping's answer; else it is a minute.
-        ("grpc.http2.ping_timeout_ms", keepalive_ms),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        # Clients may probe us as often.
-        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-    ]
-
-
-def _bind(server: grpc.aio.Server, config: PolicyServerConfig) -> str:
-    host = config.host.strip("[]")
-    if ":" in host:  # IPv6
-        host = f"[{host}]"
-    address = f"{host}:{config.port}"
-    try:
-        credentials = None if config.tls is None else server_credentials(config.tls)
-    except InvalidValueError as error:
-        raise ServerStartError(f"the certificates are no good: {error}") from error
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise ServerStartError(
-            f"cannot listen on {address}: the port is in use, or the address is not one of this "
-            "machine. Choose another --port, or 0 for a free one"
-        ) from error
-    return f"{host}:{port}"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """A reader sees the whole text or no file."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise ServerStartError(
-            f"cannot write the address to {path}: {error.strerror}. Choose another --address-file"
-        ) from error
-
-
-def _remove_if_ours(path: Path, text: str) -> None:
-    try:
-        if path.read_text() == text:
-            path.unlink()
-    except OSError as error:
-        logger.debug("cannot remove %s: %s", path, error)
+    return server_options(config.max_message_bytes, config.max_message_bytes, config.keepalive_s)
