@@ -7,14 +7,22 @@ const TOTAL_MASS = CART_MASS + POLE_MASS;
 const POLE_HALF_LENGTH = 0.5;
 const FORCE = 10.0; // newtons
 const STEP_S = 0.02;
-const MAX_X = 2.4;
-const MAX_ANGLE = (12 * 2 * Math.PI) / 360;
+export const MAX_X = 2.4;
+export const MAX_ANGLE = (12 * 2 * Math.PI) / 360;
 const MAX_STEPS = 500;
 
 export class CartPole {
-  /** Starts an episode, from a given state or a random one; returns the first observation. */
-  reset(state) {
-    this.state = state ?? Array.from({ length: 4 }, () => Math.random() * 0.1 - 0.05);
+  #random = Math.random;
+
+  /**
+   * Starts an episode; returns its first observation.
+   *
+   * @param {{seed?: number, state?: number[]}} from  the same seed gives the same episodes from
+   *     here on; a state is where this one starts
+   */
+  reset({ seed, state } = {}) {
+    if (seed !== undefined) this.#random = generator(seed);
+    this.state = state ?? Array.from({ length: 4 }, () => this.#random() * 0.1 - 0.05);
     this.steps = 0;
     return Float32Array.from(this.state);
   }
@@ -46,4 +54,15 @@ export class CartPole {
       truncated: this.steps >= MAX_STEPS,
     };
   }
+}
+
+/** Numbers in [0, 1) that depend on the seed alone (Mulberry32). */
+function generator(seed) {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
 }

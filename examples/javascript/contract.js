@@ -16,7 +16,7 @@ const definition = protoLoader.loadSync(fileURLToPath(PROTO), {
 
 export const contract = grpc.loadPackageDefinition(definition).policyserver.v1;
 
-export const ERROR_TRAILER = 'policyserver-error-bin';
+const ERROR_TRAILER = 'policyserver-error-bin';
 
 /** Channel and server options: no message is too long, and a dead connection is noticed in 20 s. */
 export const GRPC_OPTIONS = {
@@ -53,6 +53,18 @@ export class PolicyError extends Error {
   /** Of an ErrorDetail that came in band. */
   static ofDetail(detail) {
     return new PolicyError(detail.status_code, '', detail);
+  }
+}
+
+/** A request that we, as a server, refuse: with its ErrorDetail, and as grpc-js wants it. */
+export class Refusal extends Error {
+  constructor(status, reason, message, field = '') {
+    super(message);
+    this.code = grpc.status[status];
+    this.details = message;
+    this.detail = { reason: `ERROR_REASON_${reason}`, field, message, status_code: this.code };
+    this.metadata = new grpc.Metadata();
+    this.metadata.set(ERROR_TRAILER, contract.ErrorDetail.serialize(this.detail));
   }
 }
 

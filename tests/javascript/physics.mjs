@@ -3,7 +3,7 @@
 const [module, state, actions] = process.argv.slice(2);
 const { CartPole } = await import(module);
 const cartpole = new CartPole();
-cartpole.reset(JSON.parse(state));
+cartpole.reset({ state: JSON.parse(state) });
 const steps = JSON.parse(actions).map((action) => {
   const { reward, terminated, truncated } = cartpole.step(action);
   return { state: cartpole.state, reward, terminated, truncated };
