@@ -8,7 +8,7 @@ STUBS := client_sdk/wire
 PROTO := proto/policyserver/v1/policyserver.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow check-install lint format bench proto lock clean
+.PHONY: help venv demo compare test test-slow check-install lint format bench proto lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ $(STAMP): pyproject.toml requirements.lock
 
 demo: $(STAMP) ## Train CartPole from simulators in other processes, watch it, keep the picture
 	@$(BIN)/python examples/demo.py
+
+compare: $(STAMP) ## Train CartPole in several ways, three seeds each; table, JSON and a picture
+	$(BIN)/policy-server compare --out benchmarks/results
 
 test: $(STAMP) ## Fast tests and one training per mode (12 minutes at most)
 	$(BIN)/pytest -m "not slow"

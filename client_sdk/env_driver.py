@@ -26,6 +26,7 @@ from client_sdk.errors import (
     UnknownEnvironmentError,
     error_from_fault,
 )
+from client_sdk.traffic import Traffic
 from client_sdk.transport import Attempts, Disconnected, Endpoint, Overdue, Stream
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
@@ -45,6 +46,7 @@ class EnvDriver:
         observation_space: Of one environment, as the host told it.
         action_space: Of one environment.
         metadata: Of the environment.
+        traffic: Resets and steps, and their answers, of all handles so far.
         request: The next request; whoever fills it sends it with ``exchange``.
     """
 
@@ -71,6 +73,7 @@ class EnvDriver:
         self._lost = ""
         self._spaces: tuple[pb.Space, pb.Space] | None = None
         self.handle = ""
+        self.traffic = Traffic()
         self._connect()
 
     # -- the connection
@@ -178,8 +181,12 @@ class EnvDriver:
             raise EnvironmentLostError(f"{self._lost}. {_CURE}")
         (request.step if kind == "step" else request.reset).env_handle = self.handle
         try:
-            stream.send(request.SerializeToString())
-            response = pb.DriveResponse.FromString(stream.receive(self._step_timeout_s))
+            data = request.SerializeToString()
+            self.traffic.sent(data)
+            stream.send(data)
+            data = stream.receive(self._step_timeout_s)
+            self.traffic.received(data)
+            response = pb.DriveResponse.FromString(data)
         except Overdue:
             why = (
                 f"the environment at {self._endpoint.address} did not answer a {kind} within "

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with Ending() as ending:
         try:
-            options = build_parser({"train": _train, "check": _check}).parse_args(arguments)
+            options = build_parser(
+                {"train": _train, "check": _check, "compare": _compare}
+            ).parse_args(arguments)
             logging.basicConfig(
                 level=logging.DEBUG if options.debug else logging.WARNING,
                 format="%(levelname)s %(name)s: %(message)s",
@@ -109,6 +111,26 @@ def _check(options: argparse.Namespace, _ending: Ending) -> int:
     except PolicyClientError as error:
         return _fail(EXIT_FAILED, " ".join(str(error).split()))
     print(table(found))
+    return 0
+
+
+def _compare(options: argparse.Namespace, _ending: Ending) -> int:
+    if problem := _missing():
+        return _fail(EXIT_ENVIRONMENT, problem)
+    from policy_server.comparison import CompareOptions, ComparisonError, compare
+
+    try:
+        compare(
+            CompareOptions(
+                ways=tuple(dict.fromkeys(options.ways)),
+                seeds=options.seeds,
+                stop_return=options.stop_return,
+                stop_iters=options.stop_iters,
+                out=options.out,
+            )
+        )
+    except (ComparisonError, OSError) as error:
+        return _fail(EXIT_FAILED, str(error))
     return 0
 
 

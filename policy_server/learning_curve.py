@@ -1,4 +1,7 @@
-"""The picture of a training run: return over env steps and over wall time."""
+"""The picture of a training run: return over env steps and over wall time.
+
+And how this project's pictures look: ``blank_figure``, ``clean``, ``title``, ``draw_goal``, ``save``.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +14,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from policy_server.progress import Progress
 
-_INK = "#1f2937"
-_MUTED = "#6b7280"
+INK = "#1f2937"
+MUTED = "#6b7280"
 _LINE = "#0f766e"
 _GOAL = "#b45309"
 
 
 def draw_learning_curve(
-    path: str | Path, history: Sequence[Progress], title: str, goal: float | None = None
+    path: str | Path, history: Sequence[Progress], heading: str, goal: float | None = None
 ) -> None:
     """Write the picture as PNG, replacing an older one only when complete.
 
     Args:
         path: Where to; its directory is made when missing.
         history: One entry per iteration, in order.
-        title: What was trained.
+        heading: What was trained.
         goal: Drawn as a line, if any.
     """
-    # Half a second to import: only who draws pays for it. No display is needed or asked for.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.4), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure()
     by_steps, by_time = figure.subplots(1, 2, sharey=True)
     known = [p for p in history if not math.isnan(p.mean_return)]
     steps, unit = _scaled([float(p.env_steps) for p in known])
     _panel(by_steps, steps, known, goal)
     _panel(by_time, [p.wall_s for p in known], known, goal)
-    by_steps.set_xlabel(f"env steps{unit}", color=_MUTED)
-    by_time.set_xlabel("wall time (s)", color=_MUTED)
-    by_steps.set_ylabel("episode return", color=_MUTED)
+    by_steps.set_xlabel(f"env steps{unit}", color=MUTED)
+    by_time.set_xlabel("wall time (s)", color=MUTED)
+    by_steps.set_ylabel("episode return", color=MUTED)
     if known:
         last = known[-1]
         summary = (
@@ -53,15 +51,34 @@ def draw_learning_curve(
             bbox_to_anchor=(1.0, 1.0),
             ncols=2,
             frameon=False,
-            labelcolor=_MUTED,
+            labelcolor=MUTED,
             fontsize=9,
         )
     else:
         summary = "no episode has finished yet"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
-    by_steps.set_title(summary, loc="left", fontsize=10, color=_MUTED, pad=10)
+    title(figure, heading)
+    by_steps.set_title(summary, loc="left", fontsize=10, color=MUTED, pad=10)
+    save(figure, Path(path))
 
-    path = Path(path)
+
+def blank_figure() -> Any:
+    """A figure that needs no display."""
+    # Half a second to import: only who draws pays for it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def title(figure: Any, text: str) -> None:
+    """Its headline."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write it as PNG; an older picture is replaced only when this one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
@@ -88,21 +105,31 @@ def _panel(axes: Any, x: list[float], known: Sequence[Progress], goal: float | N
     if len(known) <= 1:
         axes.scatter(x, [p.mean_return for p in known], color=_LINE, s=20)
     if goal is not None:
-        axes.axhline(goal, color=_GOAL, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"goal {goal:g}",
-            xy=(0, goal),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(4, 4),
-            textcoords="offset points",
-            color=_GOAL,
-            fontsize=9,
-        )
+        draw_goal(axes, goal)
+    clean(axes)
+
+
+def draw_goal(axes: Any, goal: float) -> None:
+    """A dashed line at that return."""
+    axes.axhline(goal, color=_GOAL, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f"goal {goal:g}",
+        xy=(0, goal),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(4, 4),
+        textcoords="offset points",
+        color=_GOAL,
+        fontsize=9,
+    )
+
+
+def clean(axes: Any) -> None:
+    """Take away what does not inform."""
     axes.set_xlim(left=0)
     axes.locator_params(axis="x", nbins=7, integer=True)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_MUTED, length=0)
+    axes.tick_params(colors=MUTED, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#d1d5db")

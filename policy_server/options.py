@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from client_sdk import credentials
+from policy_server.comparison import WAYS, available
 from policy_server.config import PolicyServerConfig
 from policy_server.training_config import ALGORITHMS
 
@@ -18,7 +19,7 @@ EXIT_USAGE = 2
 
 _EXIT_CODES = """\
 exit codes:
-  0    the goal was reached, or the server answers
+  0    the goal was reached, the server answers, or the comparison is complete
   1    training failed, or no policy server answers
   2    a bad option
   3    a dependency is missing or of another version
@@ -135,6 +136,16 @@ def build_parser(run: Mapping[str, Callable[..., int]]) -> argparse.ArgumentPars
     )
     check.set_defaults(run=run["check"], parser=check)
     _add_check(check)
+    compare = commands.add_parser(
+        "compare",
+        help="train CartPole in several ways, and say what each of them costs",
+        description="Train PPO on CartPole in several ways, in turns; print a table, draw a picture.",
+        epilog=_EXIT_CODES,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    compare.set_defaults(run=run["compare"], parser=compare)
+    _add_compare(compare)
     return parser
 
 
@@ -249,6 +260,35 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "--timeout", metavar="SECONDS", type=_seconds, default=5.0, help="to connect; default: 5"
     )
     credentials.add_client_options(parser)
+    parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    ways = available()
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=tuple(WAYS),
+        default=ways,
+        metavar="WAY",
+        help=f"of {', '.join(WAYS)}; default: all",
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", type=_at_least(1), default=3, help="of each way; default: 3"
+    )
+    parser.add_argument(
+        "--stop-return", metavar="R", type=float, default=450.0, help="default: 450"
+    )
+    parser.add_argument(
+        "--stop-iters", metavar="N", type=_at_least(1), default=150, help="default: 150"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/compare"),
+        help="for comparison.json and comparison.png; default: runs/compare",
+    )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
 

@@ -25,6 +25,7 @@ from client_sdk.listening import (
     server_options,
     write_atomically,
 )
+from client_sdk.traffic import Traffic
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
@@ -108,6 +109,7 @@ class PolicyServer:
         self._address = ""
         self._degraded: str | None = None
         self._parts: _Parts | None = None
+        self._traffic = Traffic()
 
     # Actor thread.
 
@@ -183,6 +185,7 @@ class PolicyServer:
             "policy_downloads": parts.local.downloads.downloads,
             "downloads_waiting": parts.files.waiting,
             "incidents": incidents.count,
+            **self._traffic.snapshot(),
         }
 
     def ledger(self) -> dict[str, int]:
@@ -230,7 +233,7 @@ class PolicyServer:
             interceptors=[TokenInterceptor(config.token)] if config.token else [],
             options=_server_options(config),
         )
-        server.add_generic_rpc_handlers((parts.service.handler(),))
+        server.add_generic_rpc_handlers((self._traffic.counting(parts.service.handler()),))
         health_pb2_grpc.add_HealthServicer_to_server(parts.health, server)
         reflection.enable_server_reflection(
             (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server

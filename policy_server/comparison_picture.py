@@ -1,0 +1,73 @@
+"""The picture of a comparison: return over wall time and over env steps, medians and spread."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_server import learning_curve as style
+
+_COLORS = ("#6b7280", "#7c3aed", "#0f766e", "#2563eb")
+_POINTS = 200
+
+
+def draw_comparison(
+    path: Path, runs: Sequence[Mapping[str, Any]], names: Mapping[str, str], goal: float
+) -> None:
+    """Write the picture as PNG, replacing an older one only when complete.
+
+    Args:
+        path: Where to.
+        runs: Each with its ``way`` and its ``curve``.
+        names: The ways to draw, in order, and what the legend calls them.
+        goal: Drawn as a line.
+    """
+    figure = style.blank_figure()
+    by_time, by_steps = figure.subplots(1, 2, sharey=True)
+    for axes, key, label, unit in (
+        (by_time, "wall_s", "wall time (s)", 1.0),
+        (by_steps, "env_steps", "env steps (thousands)", 1e3),
+    ):
+        for color, (way, name) in zip(itertools.cycle(_COLORS), names.items(), strict=False):
+            curves = [_curve(run, key, unit) for run in runs if run["way"] == way]
+            x, returns = _aligned(curves)
+            axes.fill_between(
+                x, returns.min(axis=0), returns.max(axis=0), color=color, alpha=0.12, linewidth=0
+            )
+            axes.plot(x, np.median(returns, axis=0), color=color, linewidth=2, label=name)
+        style.draw_goal(axes, goal)
+        style.clean(axes)
+        axes.set_xlabel(label, color=style.MUTED)
+    by_time.set_ylabel("mean episode return", color=style.MUTED)
+    by_steps.legend(loc="lower right", frameon=False, labelcolor=style.MUTED, fontsize=9)
+    seeds = len({run["seed"] for run in runs})
+    style.title(figure, "PPO on CartPole-v1, one way to the environment beside the other")
+    by_time.set_title(
+        f"median, lowest and highest of {seeds} seed{'s' if seeds > 1 else ''}",
+        loc="left",
+        fontsize=10,
+        color=style.MUTED,
+        pad=10,
+    )
+    style.save(figure, path)
+
+
+def _curve(
+    run: Mapping[str, Any], key: str, unit: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    known = [point for point in run["curve"] if point["mean_return"] is not None]
+    x = [point[key] / unit for point in known]
+    return np.array([0.0, *x]), np.array([0.0, *(point["mean_return"] for point in known)])
+
+
+def _aligned(
+    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One x for all seeds, and their returns there [seeds, x]; who has ended stays as it was."""
+    x = np.linspace(0.0, max(float(at[-1]) for at, _ in curves), _POINTS)
+    return x, np.stack([np.interp(x, at, returns) for at, returns in curves])

@@ -1,0 +1,55 @@
+"""`policy-server compare`: trainings that are real, though short."""
+
+import json
+import re
+
+import pytest
+
+from policy_server import cli, comparison
+
+WAYS = ("in_process", "remote")
+
+
+@pytest.mark.timeout(400)
+def test_comparison_trains_in_each_way_and_tells_what_it_cost(tmp_path, capsys):
+    arguments = ["compare", "--ways", *WAYS, "--seeds", "1", "--stop-iters", "2"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    columns = re.split(r"\s{2,}", next(line for line in out.splitlines() if "CPU" in line).strip())
+    rows = {}
+    for way in WAYS:
+        # The first line that starts with its name is the table's.
+        line = next(line for line in out.splitlines() if line.startswith(comparison.WAYS[way]))
+        rows[way] = dict(zip(columns, re.split(r"\s{2,}", line.strip()), strict=True))
+        assert float(rows[way]["env steps/s"].replace(",", "")) > 0
+        assert float(rows[way]["CPU us/step"]) > 0
+        assert rows[way]["reached"] == "0/1"
+    assert (
+        float(rows["in_process"]["messages/step"]) == float(rows["in_process"]["bytes/step"]) == 0
+    )
+    # Eight environments share a request and an answer.
+    assert 0.2 < float(rows["remote"]["messages/step"]) < 0.4
+    assert float(rows["remote"]["bytes/step"]) > 16  # an observation of four floats at least
+
+    document = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [run["way"] for run in document["runs"]] == list(WAYS)
+    for run in document["runs"]:
+        assert [point["env_steps"] for point in run["curve"]] == sorted(
+            point["env_steps"] for point in run["curve"]
+        )
+        assert run["env_steps"] == run["curve"][-1]["env_steps"] >= 8000
+    assert document["summary"] == list(rows.values())
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_that_fails_ends_the_comparison_with_its_last_words(tmp_path, capsys, monkeypatch):
+    (tmp_path / "remote.py").write_text("raise SystemExit('no such luck')")
+    monkeypatch.setattr(comparison, "EXAMPLES", tmp_path)
+    assert cli.main(["compare", "--ways", "remote", "--out", str(tmp_path / "out")]) == 1
+    assert re.search(r"remote, seed 1: failed \(1\)\nno such luck", capsys.readouterr().err)
+
+
+def test_without_the_examples_it_says_what_it_needs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "EXAMPLES", tmp_path)
+    assert cli.main(["compare", "--ways", "remote", "--out", str(tmp_path / "out")]) == 1
+    assert "run it in a checkout" in capsys.readouterr().err
