@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from policy_server.experience import Chunk
+from policy_server.experience import Chunk, EpisodeIdentity
 
 _CUT_WAIT_S = 1.0
 """How long ``collect`` waits for the loop to cut running episodes; a healthy loop needs 1 ms."""
@@ -230,6 +230,7 @@ class ExperienceBuffer:
                 break
             dropped += chunk.steps
             self._stepless -= not chunk.steps
+            chunk.settle()
             if chunk.end is not None:
                 # Its return is still worth reporting; only the steps go.
                 chunk.rows, chunk.rewards, chunk.logged = [], [], []
@@ -238,6 +239,22 @@ class ExperienceBuffer:
         self._stepless += len(kept_ends)
         self._buffered -= dropped
         self.ledger.discard(reason, dropped)
+
+    def withdraw(self, identity: EpisodeIdentity, reason: str) -> None:
+        """Discard what waits here of one episode."""
+        with self._changed:
+            kept: deque[Chunk] = deque()
+            withdrawn = 0
+            for chunk in self._chunks:
+                if chunk.identity is identity:
+                    withdrawn += chunk.steps
+                    self._stepless -= not chunk.steps
+                    chunk.settle()
+                else:
+                    kept.append(chunk)
+            self._chunks = kept
+            self._buffered -= withdrawn
+        self.ledger.discard(reason, withdrawn)
 
     def wants_cut(self) -> bool:
         """Whether running episodes should be cut now, to meet a demand or to make room."""
@@ -310,6 +327,7 @@ def _split(chunk: Chunk, steps: int) -> tuple[Chunk, Chunk]:
         terminated=False,
         truncated=False,
         end=None,
+        receipt=None,
     )
     _drop_first(chunk, steps)
     return first, chunk

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.experience import POLICY_ID
-from policy_server.policy_files import PolicyFile, PolicyFiles, PolicyWait
+from policy_server.policy_files import PolicyFile, PolicyFiles
+from policy_server.waiting import Waiting
 
 PIECE_BYTES = 256 * 1024
 """Below the contract's 1 MiB: one piece may be on its way to every client at a time."""
@@ -32,7 +33,7 @@ class Downloads:
         self.downloads = 0
         self._cut: tuple[bytes, list[bytes]] = (b"", [])
 
-    async def answer(self, request: pb.GetPolicyRequest, wait: PolicyWait) -> Sequence[bytes]:
+    async def answer(self, request: pb.GetPolicyRequest, wait: Waiting) -> Sequence[bytes]:
         """The messages to send, serialized.
 
         Args:

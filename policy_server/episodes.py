@@ -6,6 +6,8 @@ repeat), refuses it, or leaves it *awaiting* an action that the batcher brings.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +15,18 @@ from typing import TYPE_CHECKING
 
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.buffer import ExperienceBuffer
-from policy_server.experience import Chunk, EpisodeEnd, EpisodeIdentity, InferredBatch, RowContext
+from policy_server.experience import (
+    Chunk,
+    EpisodeEnd,
+    EpisodeIdentity,
+    InferredBatch,
+    Receipt,
+    RowContext,
+)
 
 if TYPE_CHECKING:
     from client_sdk.wire.batches import Columns
+    from policy_server.chunk_reader import Steps
 
 RUNNING, TERMINATED, TRUNCATED, ABANDONED = 1, 2, 3, 4
 """``StepStatus`` of the contract; 0, unspecified, is read as running."""
@@ -66,6 +76,7 @@ class AgentTrack(RowContext):
         "last",
         "logged_steps",
         "queued",
+        "receipt",
         "rewards",
         "rows",
         "step",
@@ -90,6 +101,7 @@ class AgentTrack(RowContext):
         self.rewards: list[float] = []
         self.first_step = 0
         self.logged_steps: list[int] = []
+        self.receipt: Receipt | None = None  # of uploads that no chunk was made of yet
 
     def observe(self, step: int, reward: float) -> None:
         """The row of a step > 0, which completes the step before it."""
@@ -100,6 +112,31 @@ class AgentTrack(RowContext):
         episode.length += 1
         if self.training:
             self.rewards.append(reward)
+
+    def append(self, steps: Steps, receipt: Receipt) -> None:
+        """The client acted alone: its next steps, all at once."""
+        rewards, batch = steps.rewards, steps.batch
+        self.step += len(rewards)
+        self.episode.return_ += math.fsum(rewards)
+        self.episode.length += len(rewards)
+        if batch is not None:
+            # Copies, not views: the steps' memory goes with their chunk.
+            last = {path: column.copy() for path, column in steps.last_observation.items()}
+            self.awaiting = (last, 0)
+            self.last = (InferredBatch(batch.policy, last, {}, {}, {}), 0)
+        if not self.training:
+            receipt.settle()
+            return
+        if batch is not None:
+            if steps.logged:
+                start = len(self.rows)
+                self.logged_steps.extend(range(start, start + len(rewards)))
+            self.rows.extend(zip(itertools.repeat(batch), range(len(rewards)), strict=False))
+        self.rewards.extend(rewards)
+        if self.receipt is None:
+            self.receipt = receipt
+        else:
+            self.receipt.sequences.extend(receipt.sequences)
 
     def last_observation(self) -> Columns:
         """Of the last row, ``[1, ...]`` by leaf."""
@@ -125,7 +162,9 @@ class AgentTrack(RowContext):
             last_observation=last_observation,
             first_step=self.first_step,
             logged=[i for i in self.logged_steps if i < steps],
+            receipt=self.receipt,
         )
+        self.receipt = None
         self.logged_steps = [i - steps for i in self.logged_steps if i >= steps]
         self.rows, self.rewards = acting, []
         self.first_step += steps
@@ -219,19 +258,29 @@ class EpisodeBook:
                 "Start a new episode",
                 field,
             )
-        episode = self.running.get(number)
-        if episode is None:
-            options = self._announced.pop(number, None)
-            if options is None:
-                self._store.check_room(self.open_episodes, 1)
-                options = DEFAULT_OPTIONS
-            else:
-                self._store.announced -= 1
-            episode = Episode(self, number, options, self._store.clock())
-            self.running[number] = episode
-            self._store.count_open(1)
+        episode = self.running.get(number) or self.begin(number)
         track = episode.tracks[agent] = AgentTrack(episode, agent)
         return track
+
+    def begin(self, number: int, options: EpisodeOptions | None = None) -> Episode:
+        """A new running episode, as it was announced if no options are given.
+
+        Raises:
+            Fault: LIMIT_EXCEEDED; there are too many.
+        """
+        announced = self._announced.pop(number, None)
+        if announced is None:
+            self._store.check_room(self.open_episodes, 1)
+        else:
+            self._store.announced -= 1
+        options = options or announced or DEFAULT_OPTIONS
+        episode = self.running[number] = Episode(self, number, options, self._store.clock())
+        self._store.count_open(1)
+        return episode
+
+    def announced(self, number: int) -> EpisodeOptions | None:
+        """Options of an episode to come; None if nothing was said of it."""
+        return self._announced.get(number)
 
     def note_metrics(self, number: int, values: Mapping[str, float]) -> None:
         """The application's own numbers of a running episode.
@@ -268,6 +317,35 @@ class EpisodeBook:
         self._remember_end(track, step, status)
         self._finish(track.episode, last or {}, status_learnt, reported=status != ABANDONED)
 
+    def upload(self, track: AgentTrack, steps: Steps, receipt: Receipt) -> None:
+        """Record the next steps of a client that acts alone, and perhaps their episode's end."""
+        track.append(steps, receipt)
+        count = len(steps.rewards)
+        self.count_steps(
+            trained=count if track.training else 0, evaluated=0 if track.training else count
+        )
+        if steps.status == RUNNING:
+            self._store.cut(track)
+        else:
+            self._remember_end(track, track.step, steps.status)
+            last = track.last_observation() if track.last is not None else {}
+            reported = steps.status != ABANDONED
+            self._finish(track.episode, last, steps.status, reported=reported)
+
+    def break_off(self, number: int) -> None:
+        """Nothing more can be learnt of an episode: it is truncated where it is, if it runs."""
+        if self._announced.pop(number, None) is not None:
+            self._store.announced -= 1
+        episode = self.running.get(number)
+        if episode is not None:
+            track = next(iter(episode.tracks.values()))
+            last = track.last_observation() if track.last is not None else {}
+            self._finish(episode, last, TRUNCATED, reported=False)
+
+    def has_ended(self, number: int, agent: str) -> bool:
+        """Whether it ended here, within a lease."""
+        return (number, agent) in self._ended
+
     def _remember_end(self, track: AgentTrack, step: int, status: int) -> None:
         key = (track.episode.number, track.agent)
         self._ended[key] = (step, status, self._store.clock())
@@ -285,8 +363,7 @@ class EpisodeBook:
         """The client is gone: each episode ends at its last complete step. Returns how many."""
         count = len(self.running)
         for episode in list(self.running.values()):
-            track = next(iter(episode.tracks.values()))
-            self._finish(episode, track.last_observation(), TRUNCATED, reported=False)
+            self.break_off(episode.number)
         self._store.announced -= len(self._announced)
         self._announced.clear()
         return count
@@ -403,6 +480,9 @@ class EpisodeStore:
         self._buffer.running_steps -= steps
         if status == ABANDONED:
             self._buffer.ledger.discard("abandoned", steps)
+            if track.receipt is not None:
+                track.receipt.settle()
+            self._buffer.withdraw(track.identity, "abandoned")
             return
         if track.last is None:
             return  # ended before its first action: nothing happened

@@ -7,6 +7,7 @@ Everything here is made by the loop thread and handed over whole: after
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,10 +22,14 @@ POLICY_ID = "default_policy"
 """Of the only policy of single-agent work, as RLlib calls it."""
 
 
-class Policy(Protocol):
-    """One version of the policy: immutable once published, shared by all threads."""
+class PolicyVersion(Protocol):
+    """Which version of the policy experience was made with."""
 
     version: int
+
+
+class Policy(PolicyVersion, Protocol):
+    """One version of the policy: immutable once published, shared by all threads."""
 
     def infer(
         self, observations: Columns, greedy: NDArray[np.bool_], contexts: Sequence[RowContext]
@@ -74,7 +79,7 @@ class InferredBatch:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: PolicyVersion,
         observations: Columns,
         actions: Columns,
         env_actions: Columns,
@@ -85,6 +90,52 @@ class InferredBatch:
         self.actions = actions
         self.env_actions = env_actions
         self.outputs = outputs
+
+
+class Deliveries:
+    """Up to which number a client's uploads have reached the learner; safe from any thread.
+
+    The loop takes uploads in the order of their numbers, the actor thread settles them in any.
+    """
+
+    __slots__ = ("_lock", "_taken", "_unsettled")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._unsettled: dict[int, None] = {}  # a set in order
+
+    def take(self, sequence: int) -> Receipt:
+        """The next upload is here; what it comes to is told to the receipt."""
+        with self._lock:
+            self._taken = sequence
+            self._unsettled[sequence] = None
+        return Receipt(self, [sequence])
+
+    def settle(self, sequences: Sequence[int]) -> None:
+        """Handed to the learner or discarded."""
+        with self._lock:
+            for sequence in sequences:
+                self._unsettled.pop(sequence, None)
+
+    @property
+    def through(self) -> int:
+        """All uploads up to this number are settled."""
+        with self._lock:
+            first = next(iter(self._unsettled), None)
+            return self._taken if first is None else first - 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is owed to a client for uploads that became one chunk."""
+
+    deliveries: Deliveries
+    sequences: list[int]
+
+    def settle(self) -> None:
+        """The chunk was handed to the learner or discarded."""
+        self.deliveries.settle(self.sequences)
 
 
 class EpisodeIdentity:
@@ -127,7 +178,7 @@ class Chunk:
 
     identity: EpisodeIdentity
     agent: str
-    policy: Policy
+    policy: PolicyVersion
     """Chose all its actions (or would have, for logged ones); the first of them where episodes
     must not be cut."""
     rows: list[tuple[InferredBatch, int]]
@@ -148,8 +199,16 @@ class Chunk:
     """False for evaluation: reported, never learnt from."""
     end: EpisodeEnd | None = None
     """Present in an episode's last chunk."""
+    receipt: Receipt | None = None
+    """For the client that uploaded it; given to the last part where a chunk is split."""
 
     @property
     def steps(self) -> int:
         """T."""
         return len(self.rows)
+
+    def settle(self) -> None:
+        """Its steps were handed to the learner or discarded; settling twice is fine."""
+        receipt, self.receipt = self.receipt, None
+        if receipt is not None:
+            receipt.settle()

@@ -228,6 +228,7 @@ class HandOver:
                 _logger.exception("a chunk of %d steps could not be handed over", steps)
                 self._ledger.discard("handover_failed", steps)
                 chunk.identity.memory = None
+            chunk.settle()
             if chunk.end is not None:
                 (handed.ends if chunk.training else handed.evaluation_ends).append(chunk.end)
                 chunk.identity.memory = None

@@ -1,13 +1,20 @@
-"""Local inference, put together: whether there is any, what clients are told, who waits for what.
+"""Local inference, put together: what clients that act alone are told, send, and wait for.
 
 Loop thread only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.downloads import Downloads
+from policy_server.episodes import EpisodeOptions, EpisodeStore
+from policy_server.sessions import Session
+from policy_server.upload_gate import UploadGate
+from policy_server.uploads import UploadRecorder
+from policy_server.waiting import Waiting
 
 
 class LocalInference:
@@ -15,20 +22,36 @@ class LocalInference:
 
     Attributes:
         downloads: Answers ``GetPolicy``.
+        recorder: Takes chunks.
+        gate: Holds uploads back.
     """
 
     def __init__(
-        self, downloads: Downloads, *, impossible: str | None, steps_per_upload: int, hold: bool
+        self,
+        downloads: Downloads,
+        recorder: UploadRecorder,
+        gate: UploadGate,
+        store: EpisodeStore,
+        *,
+        impossible: str | None,
+        steps_per_upload: int,
+        hold: bool,
     ) -> None:
         """Prepare.
 
         Args:
             downloads: Answers ``GetPolicy``.
+            recorder: Takes chunks.
+            gate: Holds uploads back.
+            store: Where they go.
             impossible: Why there is no local inference here; None where there is.
             steps_per_upload: Told to clients.
             hold: The server learns on-policy: answers to uploads wait while it does.
         """
         self.downloads = downloads
+        self.recorder = recorder
+        self.gate = gate
+        self._store = store
         self._impossible = impossible
         self._steps_per_upload = steps_per_upload
         self._hold = hold
@@ -55,3 +78,51 @@ class LocalInference:
     def cancel(self, fault: Fault) -> None:
         """End all calls that wait."""
         self.downloads.files.cancel(fault)
+        self.gate.cancel(fault)
+
+    async def upload(
+        self,
+        session: Session,
+        request: pb.UploadEpisodesRequest,
+        starts: Mapping[int, EpisodeOptions],
+        call: Waiting,
+    ) -> pb.UploadEpisodesResponse:
+        """Take a request's chunks, and answer when the client may go on.
+
+        Args:
+            session: Whose it is.
+            request: Its starts and metrics were checked.
+            starts: Options of the episodes that start.
+            call: It, while it waits.
+
+        Raises:
+            Fault: Nothing was taken; but with NOT_READY all was.
+        """
+        if not session.local:
+            raise Fault(
+                Reason.WRONG_MODE,
+                "expected rows (Act, StreamAct) in a session of INFERENCE_MODE_REMOTE, got an "
+                "upload; open one of INFERENCE_MODE_LOCAL to act alone",
+                "session_id",
+            )
+        book, log, chunks = session.book, session.uploads, request.chunks
+        self.recorder.check(request)
+        if self.recorder.fills(chunks, starts, book, log):
+            await self.gate.room(call)
+        faults = self.recorder.take(chunks, starts, request.metrics, book, log)
+        self._store.settle()
+        self.gate.let_in()
+        unanswered = log.unanswered
+        if unanswered and any(chunk.sequence == unanswered for chunk in chunks):
+            await self.gate.answer(call)
+            if log.unanswered == unanswered:
+                log.unanswered = 0
+        newest = self.downloads.files.newest
+        response = pb.UploadEpisodesResponse(
+            accepted_sequence=log.accepted,
+            delivered_sequence=log.deliveries.through,
+            policy_version=0 if newest is None else newest.version,
+        )
+        for index, fault in faults:
+            response.faults.add(index=index, error=fault.to_detail())
+        return response

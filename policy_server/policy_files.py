@@ -7,11 +7,11 @@ needs that was made with them: which version it was, and how the learner sees it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
 
 from client_sdk.wire.faults import Fault, Reason
+from policy_server.waiting import Waiting
 
 if TYPE_CHECKING:
     from client_sdk.onnx_policy import OnnxPolicy
@@ -66,7 +66,7 @@ class PolicyFiles:
         self._max_kept = max_kept
         self._max_remembered = max_remembered
         self._files: OrderedDict[bytes, PolicyFile] = OrderedDict()
-        self._waits: set[PolicyWait] = set()
+        self._waits: set[Waiting] = set()
         self.newest: PolicyFile | None = None
 
     def add(self, exported: ExportedPolicy) -> None:
@@ -102,7 +102,7 @@ class PolicyFiles:
         """Of the files that are remembered; 0 while there are none."""
         return next(iter(self._files.values())).version if self._files else 0
 
-    async def other_than(self, sha256: bytes, wait_s: float, wait: PolicyWait) -> PolicyFile:
+    async def other_than(self, sha256: bytes, wait_s: float, wait: Waiting) -> PolicyFile:
         """The newest file, as soon as it is not that one.
 
         Args:
@@ -134,32 +134,3 @@ class PolicyFiles:
                 retry_after_s=_RETRY_AFTER_S,
             )
         return self.newest
-
-
-class PolicyWait:
-    """A call that may wait for another file; see ``sessions.Call``."""
-
-    def __init__(self) -> None:
-        self._woken = asyncio.Event()
-        self._fault: Fault | None = None
-
-    async def news(self, timeout_s: float) -> None:
-        """Until there is another file, or the time is over.
-
-        Raises:
-            Fault: What the call was ended with.
-        """
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), timeout_s)
-        self._woken.clear()
-        if self._fault is not None:
-            raise self._fault
-
-    def wake(self) -> None:
-        """There is another file."""
-        self._woken.set()
-
-    def end(self, fault: Fault) -> None:
-        """See ``sessions.Call``."""
-        self._fault = fault
-        self._woken.set()

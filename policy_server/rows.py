@@ -22,7 +22,7 @@ from policy_server.requests import Ask, Group
 _ONLY_AGENT = ""
 _MASK = "action_mask"
 """Key under which RLlib's action masking modules look for the mask."""
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Fields:
@@ -58,7 +58,7 @@ class RowRecorder:
         self._observations = SpaceCodec(observation_space)
         self._actions = SpaceCodec(action_space)
         self._logged = LoggedActions(action_space, normalize=normalize_actions)
-        self._mask = _mask_path(observation_space, action_space)
+        self._mask = mask_path(observation_space, action_space)
         self._max_rows = max_rows
         self._need_logp = logged_actions_need_logp
 
@@ -130,7 +130,7 @@ class RowRecorder:
                 "both, or neither to ask for actions",
                 fields.logged_logps,
             )
-        if not sum(map(abs, rewards)) <= _FLOAT32_MAX:  # NaN neither
+        if not sum(map(abs, rewards)) <= FLOAT32_MAX:  # NaN neither
             _note_not_finite(group.faults, rewards, fields.rewards, "reward")
         return group
 
@@ -332,7 +332,7 @@ class RowRecorder:
         ask.add(rows)
 
 
-def _mask_path(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> str | None:
+def mask_path(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> str | None:
     """The leaf that says which actions are allowed, where RLlib's convention is followed."""
     if not isinstance(observation_space, gym.spaces.Dict):
         return None
@@ -353,7 +353,7 @@ def _wrong_length(field: str, got: int, expected: int) -> Fault:
 def _note_not_finite(faults: dict[int, Fault], values: list[float], field: str, what: str) -> None:
     """Refuse the rows whose number the learner, which computes in float32, would not survive."""
     for index, value in enumerate(values):
-        if not abs(value) <= _FLOAT32_MAX:  # so is NaN
+        if not abs(value) <= FLOAT32_MAX:  # so is NaN
             faults.setdefault(
                 index,
                 Fault(

@@ -33,6 +33,7 @@ from policy_server.answers import AnswerEncoder
 from policy_server.auth import TokenInterceptor
 from policy_server.batcher import Batcher
 from policy_server.buffer import ExperienceBuffer
+from policy_server.chunk_reader import ChunkReader
 from policy_server.config import PolicyServerConfig
 from policy_server.downloads import Downloads
 from policy_server.episodes import EpisodeStore
@@ -44,6 +45,8 @@ from policy_server.policy_store import PolicyStore
 from policy_server.rows import RowRecorder
 from policy_server.service import SERVICE_NAME, PolicyService
 from policy_server.sessions import SessionRegistry
+from policy_server.upload_gate import UploadGate
+from policy_server.uploads import UploadRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -179,11 +182,13 @@ class PolicyServer:
             "episodes_open": parts.store.open_episodes,
             "episodes_lost": parts.sessions.episodes_lost,
             "requests": parts.service.requests,
-            "requests_waiting": parts.batcher.waiting,
+            "requests_waiting": parts.batcher.waiting + parts.local.gate.waiting,
             "batches": parts.batcher.batches,
             "actions": parts.batcher.actions,
             "policy_downloads": parts.local.downloads.downloads,
             "downloads_waiting": parts.files.waiting,
+            "chunks": parts.local.recorder.taken,
+            "chunks_refused": parts.local.recorder.refused,
             "incidents": incidents.count,
             **self._traffic.snapshot(),
         }
@@ -279,18 +284,19 @@ class PolicyServer:
         if self._parts is not None:
             self._parts.note_policy(policy)
             self._parts.batcher.policy_arrived()
+            self._parts.local.gate.policy_arrived()
             self._report_health()
 
     def _note_degraded(self) -> None:
         if self._parts is not None and self._degraded is not None:
-            self._parts.batcher.cancel(
-                Fault(
-                    Reason.NOT_READY,
-                    f"learning has failed on the server ({self._degraded}); actions go on under "
-                    "the last policy once it asks for experience again: ask again",
-                    retry_after_s=1.0,
-                )
+            fault = Fault(
+                Reason.NOT_READY,
+                f"learning has failed on the server ({self._degraded}); actions go on under "
+                "the last policy once it asks for experience again: ask again",
+                retry_after_s=1.0,
             )
+            self._parts.batcher.cancel(fault)
+            self._parts.local.gate.cancel(fault)
         self._report_health()
 
     def _report_health(self) -> None:
@@ -337,8 +343,23 @@ class _Parts:
             max_kept=config.policies_kept, max_remembered=config.policies_remembered
         )
         self._exported = server._remote_only is None
+        reader = ChunkReader(
+            server._observation_space,
+            server._action_space,
+            self.files,
+            normalize_actions=server._normalize,
+            logged_actions_need_logp=server._need_logp,
+        )
         self.local = LocalInference(
             Downloads(self.files),
+            UploadRecorder(reader, self.store, max_rows=config.max_rows_per_request),
+            UploadGate(
+                server._buffer,
+                hold=server._hold,
+                hold_timeout_s=config.hold_timeout_s,
+                wait_timeout_s=config.wait_timeout_s,
+            ),
+            self.store,
             impossible=server._remote_only,
             steps_per_upload=server._steps_per_upload,
             hold=server._hold,
@@ -380,6 +401,7 @@ class _Parts:
         """``sample()`` asks for experience, or took some."""
         self.store.settle()
         self.batcher.open_gate()
+        self.local.gate.demand_changed()
 
     def sweep(self) -> None:
         """What time brings about."""

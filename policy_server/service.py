@@ -22,14 +22,14 @@ from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.spaces import diff, space_to_proto
 from policy_server.answers import AnswerEncoder
 from policy_server.batcher import Batcher
-from policy_server.episodes import MAX_METRICS, EpisodeBook, EpisodeOptions, EpisodeStore
+from policy_server.episodes import MAX_METRICS, EpisodeOptions, EpisodeStore
 from policy_server.experience import POLICY_ID
 from policy_server.faults import abort, as_fault, incidents
 from policy_server.local import LocalInference
-from policy_server.policy_files import PolicyWait
 from policy_server.requests import Ask
 from policy_server.rows import RowRecorder
 from policy_server.sessions import Call, Session, SessionRegistry
+from policy_server.waiting import Waiting
 
 SERVICE_NAME = "policyserver.v1.PolicyService"
 
@@ -137,6 +137,8 @@ class PolicyService:
         response.policy_version = self._policy_version()
         if local:
             self._local.greet(response)
+            if request.session_id != session.session_id:
+                response.delivered_sequence = self._sessions.uploaded(request.session_id)
         return response
 
     def _check_belief(self, agent: str, spec: pb.AgentSpec) -> None:
@@ -208,13 +210,13 @@ class PolicyService:
             request = _parse(pb.GetPolicyRequest, data)
             self._local.check_possible()
             session = self.session_of(request)
-            wait = PolicyWait()
-            self.admit(session, wait)
+            call = Waiting()
+            self.admit(session, call)
             try:
-                for message in await self._local.downloads.answer(request, wait):
+                for message in await self._local.downloads.answer(request, call):
                     await context.write(message)
             finally:
-                self.leave(session, wait)
+                self.leave(session, call)
         except Exception as error:  # as in _unary
             await abort(context, as_fault(error, "GetPolicy failed"))
 
@@ -222,7 +224,14 @@ class PolicyService:
         request = _parse(pb.UploadEpisodesRequest, data)
         session = self.session_of(request)
         self._local.check_possible()
-        raise Fault(Reason.WRONG_MODE, f"{session.title} is not open for uploads", "session_id")
+        starts = self._starts_of(request.starts)
+        _check_metrics(request.metrics)
+        call = Waiting()
+        self.admit(session, call)
+        try:
+            return await self._local.upload(session, request, starts, call)
+        finally:
+            self.leave(session, call)
 
     def session_of(
         self, request: pb.ActRequest | pb.GetPolicyRequest | pb.UploadEpisodesRequest
@@ -273,7 +282,7 @@ class PolicyService:
         if metrics:
             _check_metrics(metrics)
         if request.starts:
-            self._announce(request.starts, book)
+            book.announce(self._starts_of(request.starts))
         ask = Ask(groups, done, number)
         # Before the rows, for an episode may end with them; and after, for it may start with them.
         for noted in metrics:
@@ -290,7 +299,8 @@ class PolicyService:
             ask.finish(None)
         return ask
 
-    def _announce(self, starts: Sequence[pb.EpisodeStart], book: EpisodeBook) -> None:
+    def _starts_of(self, starts: Sequence[pb.EpisodeStart]) -> dict[int, EpisodeOptions]:
+        """What a request says of episodes to come, by their number."""
         limit = self._greeting.limits.max_open_episodes
         if len(starts) > limit:
             raise Fault(
@@ -299,17 +309,15 @@ class PolicyService:
                 f"{len(starts)}; end some episodes first, or raise that setting on the server",
                 "starts",
             )
-        book.announce(
-            {
-                start.episode: EpisodeOptions(
-                    label=start.label[:_MAX_LABEL],
-                    evaluation=start.evaluation,
-                    greedy=start.greedy,
-                    resumed=start.resumed,
-                )
-                for start in starts
-            }
-        )
+        return {
+            start.episode: EpisodeOptions(
+                label=start.label[:_MAX_LABEL],
+                evaluation=start.evaluation,
+                greedy=start.greedy,
+                resumed=start.resumed,
+            )
+            for start in starts
+        }
 
     def stream_response(self, ask: Ask) -> bytes:
         """The answer to a request of a stream, serialized.

@@ -10,13 +10,18 @@ import itertools
 import logging
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.episodes import EpisodeBook, EpisodeStore
+from policy_server.uploads import UploadLog
 
 logger = logging.getLogger(__name__)
+
+_MAX_REMEMBERED = 10_000
+"""Ended sessions whose uploads are remembered."""
 
 
 class Call(Protocol):
@@ -36,9 +41,10 @@ class Session:
         book: Its episodes.
         calls: Open streams and requests that wait; while there is one, the lease does not run.
         local: The client acts alone and uploads what it experiences.
+        uploads: What it has uploaded.
     """
 
-    __slots__ = ("book", "calls", "last_seen_s", "local", "session_id", "title")
+    __slots__ = ("book", "calls", "last_seen_s", "local", "session_id", "title", "uploads")
 
     def __init__(
         self, session_id: str, title: str, book: EpisodeBook, now_s: float, *, local: bool
@@ -46,6 +52,7 @@ class Session:
         self.session_id = session_id
         self.title = title
         self.local = local
+        self.uploads = UploadLog()
         self.book = book
         self.calls: set[Call] = set()
         self.last_seen_s = now_s
@@ -76,6 +83,8 @@ class SessionRegistry:
         self.clock = clock
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
+        # Of ended sessions, how many chunks they had uploaded.
+        self._uploaded: OrderedDict[str, int] = OrderedDict()
         self.opened = 0
         self.expired = 0
         self.episodes_lost = 0
@@ -134,6 +143,10 @@ class SessionRegistry:
         )
         return session, False
 
+    def uploaded(self, session_id: str) -> int:
+        """The last chunk that an ended session had uploaded: it need not come again."""
+        return self._uploaded.get(session_id, 0)
+
     def find(self, session_id: str) -> Session:
         """The session of that id, its lease renewed.
 
@@ -186,6 +199,10 @@ class SessionRegistry:
                 "session_id",
             ),
         )
+        if session.uploads.accepted:
+            self._uploaded[session.session_id] = session.uploads.accepted
+            if len(self._uploaded) > _MAX_REMEMBERED:
+                self._uploaded.popitem(last=False)
         lost = self._store.drop(session.book)
         self.episodes_lost += lost
         self._changed(len(self._sessions))
