@@ -71,7 +71,7 @@ def _look(endpoint: Endpoint, waited_s: float, why: str, timeout_s: float) -> Co
             return _listens(endpoint, connection, waited_s, why)
     if refusal is not None:
         return ConnectRefused(
-            f"nobody listens on {address} (tried for {waited_s:.3g} s). Is the policy server "
+            f"nobody listens on {address} (tried for {waited_s:.3g} s). Is the {endpoint.peer} "
             "running, and on that port?"
         )
     return _silent(address, waited_s)
@@ -93,7 +93,7 @@ def _listens(
     )
     return failure or ConnectTimeout(
         f"something listens on {endpoint.address} but did not open a session within {waited_s:.3g} "
-        f"s ({why}). Is it a policy server?"
+        f"s ({why}). Is it a {endpoint.peer}?"
     )
 
 

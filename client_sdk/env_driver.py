@@ -23,6 +23,7 @@ from client_sdk.errors import (
     PolicyClientError,
     ServerError,
     SpaceMismatchError,
+    UnavailableError,
     UnknownEnvironmentError,
     error_from_fault,
 )
@@ -36,6 +37,7 @@ from client_sdk.wire.structs import dict_of_struct
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 2.0
+_FAILED = "the environment failed, and the host has closed it"
 _CURE = "The episode is lost; reset() begins the next one"
 
 
@@ -210,7 +212,10 @@ class EnvDriver:
         if outcome == "error":
             refusal = error_from_fault(Fault.from_detail(response.error))
             if isinstance(refusal, EnvironmentFailedError | UnknownEnvironmentError):
-                self._drop("the environment failed, and the host has closed it")
+                self._drop(_FAILED)
+            if isinstance(refusal, UnavailableError):
+                self._drop(f"the host at {self._endpoint.address} is stopping")
+                raise EnvironmentLostError(f"{self._lost}. {_CURE}")
             raise refusal
         self._drop(f"the host at {self._endpoint.address} answered a {kind} with {outcome}")
         raise ServerError(self._lost)
@@ -229,6 +234,9 @@ class EnvDriver:
             return self._connection.render(request, self._step_timeout_s).frame
         except Disconnected as error:
             raise EnvironmentLostError(f"no frame came: {error.why}") from None
+        except (EnvironmentFailedError, UnknownEnvironmentError):
+            self._drop(_FAILED)
+            raise
 
     def close(self) -> None:
         """Have the environments closed, and disconnect. Blocks for seconds at most."""

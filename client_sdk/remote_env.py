@@ -77,7 +77,7 @@ class _Remote:
             raise InvalidValueError(str(error), "kwargs") from None
         self.viewer = Viewer(where) if render_mode == "human" else None
         self.driver = EnvDriver(
-            Endpoint(where, tls, token),
+            Endpoint(where, tls, token, peer="host of environments"),
             make,
             connect_timeout_s=connect_timeout,
             step_timeout_s=step_timeout,
@@ -229,8 +229,8 @@ class RemoteEnv(gym.Env[Any, Any]):
         """
         remote = self._open()
         with self._guard:
-            super().reset(seed=seed)
             response = remote.reset(None if seed is None else [seed], options)
+            super().reset(seed=None if seed is None else int(seed))  # for its own np_random
             seen = self._seen(response)
         self._show()
         return seen

@@ -181,6 +181,8 @@ class Endpoint:
     address: Address
     tls: TlsConfig | None = None
     token: str | None = dataclasses.field(default=None, repr=False)
+    peer: str = "policy server"
+    """What is expected there, as messages call it."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -254,7 +256,7 @@ def error_of_status(
         return LimitExceededError(text)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return IncompatibleProtocolError(
-            f"whatever answers there is no policy server of this protocol: {text}"
+            f"whatever answers there does not offer this service: {text}"
         )
     return ServerError(f"{code.name}: {text}")
 

@@ -105,3 +105,75 @@ class Mixed(gym.Env):
 
     def render(self) -> Any:
         return np.full((6, 8, 3), self._steps, np.uint8)
+
+
+class Scripted(gym.Env):
+    """Does what a test wants done, and remembers what became of it.
+
+    Made by ``Script.make``; the script is what the test holds.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as gymnasium has it
+    observation_space = spaces.Box(-10.0, 10.0, (2,), np.float32)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, script: Script, render_mode: str | None = None) -> None:
+        self._script = script
+        self.render_mode = render_mode
+        self._step = 0
+        script.note("make")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self._step = 0
+        self._script.options.append(options)
+        info = self._script.note("reset") or {}
+        return np.zeros(2, np.float32), info
+
+    def step(self, action: Any) -> Any:
+        self._step += 1
+        outcome = self._script.note("step")
+        if isinstance(outcome, tuple):
+            return outcome
+        ended = action == 2
+        return np.full(2, self._step, np.float32), 1.0, ended, False, outcome or {}
+
+    def render(self) -> Any:
+        return self._script.note("render") or np.full((4, 6, 3), self._step, np.uint8)
+
+    def close(self) -> None:
+        self._script.note("close")
+
+
+class Script:
+    """What the environments of one test do, and did.
+
+    Attributes:
+        did: Every call, in order, with the thread that made it.
+        then: What a call of that name does: returns something else, or raises.
+        options: Of every reset.
+    """
+
+    def __init__(self, **then: Callable[[], Any]) -> None:
+        self.did: list[tuple[str, int]] = []
+        self.then = then
+        self.options: list[Any] = []
+
+    def make(self, **kwargs: Any) -> Scripted:
+        return Scripted(self, **kwargs)
+
+    def note(self, what: str) -> Any:
+        self.did.append((what, threading.get_ident()))
+        return self.then[what]() if what in self.then else None
+
+    def count(self, what: str) -> int:
+        return [each for each, _ in self.did].count(what)
+
+
+def raises(error: BaseException) -> Callable[[], Any]:
+    """What raises that."""
+
+    def run() -> Any:
+        raise error
+
+    return run
