@@ -196,7 +196,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "--while-learning",
         choices=("auto", "hold", "serve"),
         help="actions while RLlib learns wait (hold) or flow (serve); "
-        "auto: hold for PPO, serve for DQN (default)",
+        "auto: hold for PPO, serve for the others (default)",
     )
     group.add_argument(
         "--when-full",

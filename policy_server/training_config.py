@@ -23,12 +23,13 @@ from policy_server.space_files import SpaceFileError, read_spaces
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-ALGORITHMS = ("PPO", "DQN")
+ALGORITHMS = ("PPO", "DQN", "SAC")
 """What ``--algo`` offers; any other of RLlib's comes with ``--config``."""
 
 _CLASSES = {
     "PPO": ("ray.rllib.algorithms.ppo", "PPOConfig"),
     "DQN": ("ray.rllib.algorithms.dqn", "DQNConfig"),
+    "SAC": ("ray.rllib.algorithms.sac", "SACConfig"),
 }
 _RL_MODULE_KEY = "model_config"
 _METHODS = ("training", "env_runners", "reporting", "learners")
@@ -151,9 +152,47 @@ def _plain(options: TrainOptions) -> AlgorithmConfig:
         raise OptionError("one of the arguments --env --spaces --config is required")
     module, name = _CLASSES[options.algo or "PPO"]
     config: AlgorithmConfig = getattr(importlib.import_module(module), name)()
+    if options.algo == "SAC":
+        _tune_sac(config, runners=1 if options.num_env_runners is None else options.num_env_runners)
     if not _read_as_it_is(observation_space):
         config.env_runners(env_to_module_connector=_flatten)
     return config.environment(observation_space=observation_space, action_space=action_space)
+
+
+def _tune_sac(config: AlgorithmConfig, *, runners: int) -> None:
+    """RLlib's values for Pendulum; those of its SACConfig learn slowly.
+
+    Only steps come in fragments here, so that not each costs a round of Ray's. They are paid back
+    with one update each.
+    """
+    batch = 256
+    config.training(
+        actor_lr=2e-4,
+        critic_lr=8e-4,
+        alpha_lr=9e-4,
+        initial_alpha=1.001,
+        n_step=(2, 5),
+        train_batch_size_per_learner=batch,
+        # RLlib takes it as if there were one runner more.
+        training_intensity=batch / (runners + 1),
+        num_steps_sampled_before_learning_starts=batch,
+        target_network_update_freq=1,
+        replay_buffer_config={
+            "type": "PrioritizedEpisodeReplayBuffer",
+            "capacity": 100_000,
+            "alpha": 1.0,
+            "beta": 0.0,
+        },
+    )
+    config.env_runners(rollout_fragment_length=16)
+    config.rl_module(
+        model_config={
+            "fcnet_hiddens": [256, 256],
+            "fcnet_activation": "relu",
+            "fcnet_kernel_initializer": "xavier_uniform_",
+            "head_fcnet_hiddens": [],
+        }
+    )
 
 
 def _read_as_it_is(space: gymnasium.Space[Any]) -> bool:

@@ -5,7 +5,9 @@ import json
 import gymnasium
 import pytest
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.dqn import calculate_rr_weights
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
 
 from policy_server import PolicyServerConfig, PolicyServerEnvRunner
 from policy_server.training_config import (
@@ -47,6 +49,22 @@ def test_spaces_come_from_a_gymnasium_id():
     assert config.env_runner_cls is PolicyServerEnvRunner
     assert config.num_env_runners == 1
     assert server_config_of(config).port == 0
+
+
+@pytest.mark.parametrize("runners", [0, 1])
+def test_sac_makes_one_update_for_each_step(runners):
+    options = TrainOptions(algo="SAC", env="Pendulum-v1", num_env_runners=runners)
+    config = build_config(options)
+    assert isinstance(config, SACConfig)
+    config.validate()
+    assert calculate_rr_weights(config) == [1, config.get_rollout_fragment_length()]
+
+
+def test_settings_override_what_sac_is_tuned_with():
+    settings = (("actor_lr", 0.5), ("model_config", {"fcnet_hiddens": [8]}))
+    config = build_config(TrainOptions(algo="SAC", env="Pendulum-v1", settings=settings))
+    assert (config.actor_lr, config.critic_lr) == (0.5, 8e-4)
+    assert config.model_config["fcnet_hiddens"] == [8]
 
 
 def test_spaces_come_from_a_file(tmp_path):
