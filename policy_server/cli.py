@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
 from client_sdk import credentials
 from client_sdk.errors import InvalidValueError
@@ -38,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with Ending() as ending:
         try:
-            options = build_parser(
-                {"train": _train, "check": _check, "compare": _compare}
-            ).parse_args(arguments)
+            options = build_parser(_COMMANDS).parse_args(arguments)
             logging.basicConfig(
                 level=logging.DEBUG if options.debug else logging.WARNING,
                 format="%(levelname)s %(name)s: %(message)s",
@@ -132,6 +130,33 @@ def _compare(options: argparse.Namespace, _ending: Ending) -> int:
     except (ComparisonError, OSError) as error:
         return _fail(EXIT_FAILED, str(error))
     return 0
+
+
+def _export(options: argparse.Namespace, _ending: Ending) -> int:
+    if not options.file.parent.is_dir():
+        options.parser.error(f"argument FILE: no such directory: {options.file.parent}")
+    if options.file.is_dir():
+        options.parser.error(f"argument FILE: {options.file} is a directory")
+    if problem := _missing():
+        return _fail(EXIT_ENVIRONMENT, problem)
+    # Only now: these import what may be missing.
+    from policy_server.check import table
+    from policy_server.export import ExportError, export
+    from policy_server.ray_noise import quiet_loggers
+    from policy_server.restored import CheckpointError
+
+    if not options.debug:
+        quiet_loggers()
+    try:
+        print(table(export(options.checkpoint, options.file)))
+    except CheckpointError as error:
+        options.parser.error(f"argument CHECKPOINT: {error}")
+    except ExportError as error:
+        return _fail(EXIT_FAILED, str(error))
+    return 0
+
+
+_COMMANDS: Final = {"train": _train, "check": _check, "compare": _compare, "export": _export}
 
 
 def _inconsistent(options: argparse.Namespace) -> str | None:

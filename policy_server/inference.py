@@ -152,6 +152,50 @@ def build_factory(
     Raises:
         UnservableError: RLlib's own module and connectors cannot act on such observations either.
     """
+    try:
+        return build_onnx_factory(
+            algorithm_config,
+            module,
+            observation_space,
+            action_space,
+            env_to_module,
+            module_to_env,
+            worker_index=worker_index,
+        )
+    except NotExportableError as error:
+        reason = str(error)
+    spaces = RLModuleSpaces(
+        observation_space,
+        action_space,
+        lookback=int(algorithm_config.episode_lookback_horizon),
+        shift=algorithm_config._module_to_env_connector is None,
+    )
+    factory = RLModuleFactory(
+        reason,
+        module=module,
+        env_to_module=env_to_module,
+        module_to_env=module_to_env,
+        spaces=spaces,
+    )
+    _try_out(factory, spaces, certain=is_rllibs_own(module, env_to_module, module_to_env))
+    return factory
+
+
+def build_onnx_factory(
+    algorithm_config: Any,
+    module: Any,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    env_to_module: Any,
+    module_to_env: Any,
+    *,
+    worker_index: int = 0,
+) -> OnnxFactory:
+    """The ONNX engine, or why not; arguments as for ``build_factory``.
+
+    Raises:
+        NotExportableError: No graph can be exported, or it failed its check; one line.
+    """
     seed = None if algorithm_config.seed is None else [int(algorithm_config.seed), worker_index]
     pipelines = (env_to_module, module_to_env)
     try:
@@ -167,26 +211,14 @@ def build_factory(
         refreshed_values(plan.graph)
         return OnnxFactory(module, plan, template, np.random.default_rng(seed))
     except NotExportableError as error:
-        reason = str(error)
+        raise NotExportableError(" ".join(str(error).split())) from error
     except Exception as error:
         # Whatever goes wrong on this way, the module itself can still serve.
         _logger.warning("no ONNX graph for %s", type(module).__name__, exc_info=True)
-        reason = f"unexpected {type(error).__name__} while exporting: {error}"
-    spaces = RLModuleSpaces(
-        observation_space,
-        action_space,
-        lookback=int(algorithm_config.episode_lookback_horizon),
-        shift=algorithm_config._module_to_env_connector is None,
-    )
-    factory = RLModuleFactory(
-        " ".join(reason.split()),
-        module=module,
-        env_to_module=env_to_module,
-        module_to_env=module_to_env,
-        spaces=spaces,
-    )
-    _try_out(factory, spaces, certain=is_rllibs_own(module, *pipelines))
-    return factory
+        said = " ".join(str(error).split())
+        raise NotExportableError(
+            f"unexpected {type(error).__name__} while exporting: {said}"
+        ) from error
 
 
 def _try_out(factory: RLModuleFactory, spaces: RLModuleSpaces, *, certain: bool) -> None:

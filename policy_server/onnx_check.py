@@ -29,9 +29,9 @@ from policy_server.rl_module_engine import frozen_pipeline
 if TYPE_CHECKING:
     from client_sdk.wire.batches import Columns
 
-_TOLERANCE: Final = 1e-5
+TOLERANCE: Final = 1e-5
 """Of distribution inputs and actions, relative to the largest magnitude."""
-_LOGP_TOLERANCE: Final = 1e-4
+LOGP_TOLERANCE: Final = 1e-4
 _EPSILON: Final = 0.5
 _FILTERED_ROWS: Final = 20
 
@@ -82,10 +82,10 @@ def check_template(
         columns = probe(codec, rows, rng)
         batch = module_inputs(module, env_to_module, codec, columns, rows)
         noise = NoisePool(plan.noise, rng).take(np.zeros(rows, np.bool_))
-        found = _run(policy, columns, noise)
+        found = run_all(policy, columns, noise)
         _check_export(plan, columns, noise, found)
         _check_rllib(plan, module, batch, noise, found)
-        _check_executed(module_to_env, action_space, found)
+        check_executed(module_to_env, action_space, found)
 
 
 def module_inputs(
@@ -127,9 +127,14 @@ def probe(codec: SpaceCodec, rows: int, rng: np.random.Generator) -> Columns:
     return columns
 
 
-def _run(
+def run_all(
     policy: OnnxPolicy, columns: Columns, noise: NDArray[np.float32]
 ) -> dict[str, NDArray[Any]]:
+    """All outputs of a graph by role.
+
+    Raises:
+        NotExportableError: It does not run, or not with so many rows.
+    """
     roles = tuple(policy.spec.roles)
     try:
         found = dict(zip(roles, policy.run(columns, noise, roles), strict=True))
@@ -150,7 +155,7 @@ def _check_export(
     with torch.no_grad():
         expected = plan.graph.results(*(torch.from_numpy(each) for each in [*leaves, noise]))
     for name, tensor in expected.items():
-        _compare(name, found[name], tensor.numpy(), _TOLERANCE)
+        _compare(name, found[name], tensor.numpy(), TOLERANCE)
 
 
 def _check_rllib(
@@ -160,32 +165,46 @@ def _check_rllib(
     noise: NDArray[np.float32],
     found: dict[str, NDArray[Any]],
 ) -> None:
+    role, inputs = rllib_inputs(plan.distribution, module, batch)
+    _compare(role, found[role], inputs, TOLERANCE)
+    logp = exact_logp(plan.distribution, module, noise, found)
+    if logp is not None:
+        _compare("action_logp", found["action_logp"], logp, LOGP_TOLERANCE)
+
+
+def rllib_inputs(
+    distribution: str, module: Any, batch: dict[str, Any]
+) -> tuple[str, NDArray[np.float32]]:
+    """What RLlib's module makes of a batch, ``[N, K]``, and as which role a graph gives it."""
     with torch.no_grad():
-        if plan.distribution == "epsilon_greedy":
-            expected = module.compute_q_values(batch)[QF_PREDS]
-            _compare("q_values", found["q_values"], expected.numpy(), _TOLERANCE)
-            return
-        expected = module.forward_exploration(batch, t=0)[RLlibColumns.ACTION_DIST_INPUTS]
-        _compare("action_dist_inputs", found["action_dist_inputs"], expected.numpy(), _TOLERANCE)
-        # Of the graph's own inputs: where a deviation is tiny, a rounding of the mean counts.
-        own = found["action_dist_inputs"]
-        if plan.distribution == "squashed_gaussian":
-            actions, logp = squashed_gaussian(own, noise)
-            _compare("actions", found["actions"], actions, _TOLERANCE)
-        else:
-            distribution = module.get_exploration_action_dist_cls().from_logits(
-                torch.from_numpy(own)
-            )
-            logp = distribution.logp(torch.from_numpy(found["actions"])).numpy()
-        _compare("action_logp", found["action_logp"], logp, _LOGP_TOLERANCE)
+        if distribution == "epsilon_greedy":
+            return "q_values", module.compute_q_values(batch)[QF_PREDS].numpy()
+        outputs = module.forward_exploration(batch, t=0)
+        return "action_dist_inputs", outputs[RLlibColumns.ACTION_DIST_INPUTS].numpy()
+
+
+def exact_logp(
+    distribution: str, module: Any, noise: NDArray[np.float32], found: dict[str, NDArray[Any]]
+) -> NDArray[Any] | None:
+    """What ``action_logp`` should be, ``[N]``; None where the policy has none.
+
+    By the graph's own distribution inputs: where a deviation is tiny, a rounding of the mean counts.
+    """
+    if distribution == "epsilon_greedy":
+        return None
+    inputs = found["action_dist_inputs"]
+    if distribution == "squashed_gaussian":
+        # RLlib's own is no yardstick: it inverts the rounded action.
+        return squashed_gaussian(inputs, noise)[1]
+    rllibs = module.get_exploration_action_dist_cls().from_logits(torch.from_numpy(inputs))
+    logp: NDArray[Any] = rllibs.logp(torch.from_numpy(found["actions"])).numpy()
+    return logp
 
 
 def squashed_gaussian(
     inputs: NDArray[np.float32], noise: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """SAC's actions and their log-densities by the book.
-
-    RLlib's own ``logp`` is no yardstick: it inverts the rounded action.
 
     Args:
         inputs: Means and logs of the deviations, ``[N, 2 d]``.
@@ -203,9 +222,14 @@ def squashed_gaussian(
     return np.tanh(x), (normal - change).sum(axis=-1)
 
 
-def _check_executed(
+def check_executed(
     module_to_env: Any, space: gym.Space[Any], found: dict[str, NDArray[Any]]
 ) -> None:
+    """Compare ``env_actions`` with what RLlib's connectors make of ``actions``.
+
+    Raises:
+        NotExportableError: They differ.
+    """
     (piece,) = module_to_env[NormalizeAndClipActions]
     expected = found["actions"]
     if isinstance(space, gym.spaces.Box):
@@ -215,7 +239,7 @@ def _check_executed(
             expected = clip_action(expected, space)
     else:
         expected = expected + space.start  # type: ignore[attr-defined]
-    _compare("env_actions", found["env_actions"], expected, _TOLERANCE)
+    _compare("env_actions", found["env_actions"], expected, TOLERANCE)
     if found["env_actions"].dtype != space.dtype:
         raise NotExportableError(f"env_actions are {found['env_actions'].dtype}")
 

@@ -19,8 +19,8 @@ EXIT_USAGE = 2
 
 _EXIT_CODES = """\
 exit codes:
-  0    the goal was reached, the server answers, or the comparison is complete
-  1    training failed, or no policy server answers
+  0    the goal was reached, or what was asked for is there
+  1    training failed, no policy server answers, or the policy cannot be exported
   2    a bad option
   3    a dependency is missing or of another version
   4    the port is in use
@@ -146,6 +146,17 @@ def build_parser(run: Mapping[str, Callable[..., int]]) -> argparse.ArgumentPars
     )
     compare.set_defaults(run=run["compare"], parser=compare)
     _add_compare(compare)
+    export = commands.add_parser(
+        "export",
+        help="write the policy of a checkpoint as an ONNX file that any runtime runs",
+        description="Write the policy of a checkpoint as an ONNX file, with filter, sampling and "
+        "scaling of actions inside (docs/onnx.md), and compare it with RLlib's own module.",
+        epilog=_EXIT_CODES,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    export.set_defaults(run=run["export"], parser=export)
+    _add_export(export)
     return parser
 
 
@@ -289,6 +300,17 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/compare"),
         help="for comparison.json and comparison.png; default: runs/compare",
     )
+    parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="directory of an RLlib checkpoint, or of --checkpoint-dir",
+    )
+    parser.add_argument("file", metavar="FILE.onnx", type=Path, help="replaced if it exists")
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
 
