@@ -10,7 +10,7 @@ import { contract, GRPC_OPTIONS, PolicyError } from './contract.js';
 import { discreteValues, floatBatch } from './tensors.js';
 
 const CALL_MS = 60_000;
-const PATIENCE_MS = 300_000; // well above the time of a learning step: answers may wait for it
+const PATIENCE_MS = 60_000; // with a server that is gone; one that says "not now" is waited for
 const MAX_REDIRECTS = 3;
 
 /** The server does not know our session any more, and has opened another one. */
@@ -21,7 +21,6 @@ export class PolicyClient {
   #metadata = new grpc.Metadata();
   #service;
   #stream = null;
-  #waiting = new Map(); // requests of the stream without an answer, by their number
   #requests = 0;
   #episodes = 0;
 
@@ -94,8 +93,9 @@ export class PolicyClient {
 
   /** Ends the session; unfinished episodes are truncated. */
   async close() {
-    await this.#unary('CloseSession', {});
-    this.#stream?.cancel();
+    // Where that fails, the lease ends it.
+    await this.#unary('CloseSession', {}).catch((error) => console.warn(error.message));
+    this.#stream?.call.cancel();
     this.#service.close();
   }
 
@@ -106,6 +106,7 @@ export class PolicyClient {
       : grpc.credentials.createInsecure();
     // After a redirect, TLS still verifies the name that was dialled first.
     const name = { 'grpc.ssl_target_name_override': server.replace(/:\d+$/, '') };
+    this.#stream?.call.cancel();
     this.#service?.close();
     this.#service = new contract.PolicyService(address, credentials, { ...GRPC_OPTIONS, ...name });
   }
@@ -132,20 +133,22 @@ export class PolicyClient {
     }
   }
 
-  /** Runs `attempt` until it succeeds, fails for good, or we lose patience. */
+  /** Runs `attempt` until it succeeds, fails for good, or the server is gone for too long. */
   async #persist(attempt, { reopen = false } = {}) {
-    const giveUpAt = Date.now() + PATIENCE_MS;
+    let lostAt = null;
     for (let backoffMs = 100; ; backoffMs = Math.min(2 * backoffMs, 2000)) {
       try {
         if (reopen) await this.#openSession();
         return await attempt();
       } catch (error) {
         const unknown = error.reason === 'ERROR_REASON_UNKNOWN_SESSION';
-        const hopeless = !(error.notNow || error.broken || unknown);
-        if (hopeless || Date.now() > giveUpAt) throw error;
-        if (error.broken) console.warn(`trying again: ${error.message}`);
-        reopen = error.broken || unknown;
+        if (!(error.notNow || error.broken || unknown)) throw error;
+        if (error.broken && lostAt === null) console.warn(`trying again: ${error.message}`);
+        lostAt = error.broken ? (lostAt ?? Date.now()) : null;
+        if (lostAt !== null && Date.now() - lostAt > PATIENCE_MS) throw error;
         await sleep(error.retryAfterMs ?? backoffMs * (0.5 + Math.random() / 2));
+        if (error.broken) this.#connect(this.#options.server); // a channel has a backoff of its own
+        reopen = error.broken || unknown;
       }
     }
   }
@@ -175,9 +178,9 @@ export class PolicyClient {
     } catch (error) {
       throw PolicyError.ofCall(error);
     }
-    if (header.sha256.equals(have)) return null;
+    if (header?.sha256.equals(have)) return null;
     const file = Buffer.concat(pieces);
-    if (!sha256(file).equals(header.sha256)) {
+    if (!header?.sha256.equals(sha256(file))) {
       throw new PolicyError(grpc.status.UNAVAILABLE, 'the policy file was damaged on its way');
     }
     return file;
@@ -185,27 +188,28 @@ export class PolicyClient {
 
   #ask(act) {
     this.#stream ??= this.#openStream();
+    const { call, waiting } = this.#stream;
     this.#requests += 1;
     const request = this.#requests;
     return new Promise((resolve, reject) => {
-      this.#waiting.set(request, { resolve, reject });
-      this.#stream.write({ request, act: { session_id: this.session.session_id, ...act } });
+      waiting.set(request, { resolve, reject });
+      call.write({ request, act: { session_id: this.session.session_id, ...act } });
     });
   }
 
   #openStream() {
-    const stream = this.#service.StreamAct(this.#metadata);
-    stream.on('data', ({ request, act, error }) => {
-      const { resolve, reject } = this.#waiting.get(request);
-      this.#waiting.delete(request);
+    const call = this.#service.StreamAct(this.#metadata);
+    const stream = { call, waiting: new Map() }; // requests without an answer, by their number
+    call.on('data', ({ request, act, error }) => {
+      const { resolve, reject } = stream.waiting.get(request);
+      stream.waiting.delete(request);
       if (error) reject(PolicyError.ofDetail(error));
       else resolve(act);
     });
-    stream.on('error', () => {}); // its status comes as an event, too
-    stream.on('status', (status) => {
-      this.#stream = null;
-      for (const { reject } of this.#waiting.values()) reject(PolicyError.ofCall(status));
-      this.#waiting.clear();
+    call.on('error', () => {}); // its status comes as an event, too
+    call.on('status', (status) => {
+      if (this.#stream === stream) this.#stream = null;
+      for (const { reject } of stream.waiting.values()) reject(PolicyError.ofCall(status));
     });
     return stream;
   }
