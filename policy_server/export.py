@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from policy_server.check import describe
 from policy_server.inference import build_onnx_factory
-from policy_server.onnx_plan import NotExportableError
+from policy_server.onnx_operators import NotExportableError
 from policy_server.parity import ROWS, Parity, measure
 from policy_server.restored import restore
 

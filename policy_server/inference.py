@@ -23,12 +23,8 @@ from client_sdk.wire.spaces import space_to_proto
 from policy_server.experience import POLICY_ID, InferredBatch, Policy, RowContext
 from policy_server.onnx_check import check_template, probe, randomize
 from policy_server.onnx_export import Template, export_template, refreshed_values
-from policy_server.onnx_plan import (
-    GraphPlan,
-    NotExportableError,
-    is_rllibs_own,
-    plan_graph,
-)
+from policy_server.onnx_operators import NotExportableError
+from policy_server.onnx_plan import GraphPlan, is_rllibs_own, plan_graph
 from policy_server.rl_module_engine import RLModuleFactory, RLModuleSpaces
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from client_sdk.onnx_policy import NoisePool, OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.onnx_export import Template, refreshed_values
 from policy_server.onnx_graphs import PolicyGraph
-from policy_server.onnx_plan import GraphPlan, NotExportableError
+from policy_server.onnx_operators import NotExportableError
+from policy_server.onnx_plan import GraphPlan
 from policy_server.rl_module_engine import frozen_pipeline
 
 if TYPE_CHECKING:

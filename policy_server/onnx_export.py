@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from client_sdk.onnx_policy import PolicySpec
 from policy_server.onnx_graphs import PolicyGraph
-from policy_server.onnx_operators import IR_VERSION, OPSET, PORTABLE_OPERATORS
-from policy_server.onnx_plan import GraphPlan, NotExportableError
+from policy_server.onnx_operators import IR_VERSION, OPSET, PORTABLE_OPERATORS, NotExportableError
+from policy_server.onnx_plan import GraphPlan
 
 _MARKING_ATTEMPTS: Final = 4
 

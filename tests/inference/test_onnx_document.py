@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from test_onnx_parity import MODULES, built_as
+from kinds import MODULES, built_as
 
 from client_sdk.onnx_policy import NoiseKind, OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec

@@ -41,8 +41,8 @@ from policy_server import onnx_export
 from policy_server.inference import OnnxEnginePolicy
 from policy_server.onnx_check import module_inputs, probe, randomize
 from policy_server.onnx_export import export_template, refreshed_values
-from policy_server.onnx_operators import PORTABLE_OPERATORS
-from policy_server.onnx_plan import NotExportableError, plan_graph
+from policy_server.onnx_operators import PORTABLE_OPERATORS, NotExportableError
+from policy_server.onnx_plan import plan_graph
 
 BOX = gym.spaces.Box(-2.0, 2.0, (3,))
 NESTED = gym.spaces.Dict({"a/b": gym.spaces.Discrete(3), "c": BOX})
