@@ -122,8 +122,9 @@ def test_client_that_dies_while_it_is_held_leaves_its_steps_and_stops_nobody(act
         survivor.fly()
         with Uploader(server.address) as client:
             client.fly()
-            client.begin_upload(client.chunk(1, 0, seen(0, 1, 2)))
+            call = client.begin_upload(client.chunk(1, 0, seen(0, 1, 2)))
             waiting(server)
+            assert not call.done()
         eventually(lambda: server.server.stats()["requests_waiting"] == 0)
         sample = actor.submit(server.collect, 3)
         eventually(lambda: server.buffer.wanted)
