@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from client_sdk.config import Address, Timeouts
-from client_sdk.diagnosis import diagnose
+from client_sdk.config import Timeouts
+from client_sdk.connecting import keep_trying, open_session
 from client_sdk.episode import BatchTrack, EpisodeTrack, Rows, Status, Track
 from client_sdk.errors import (
     ClosedClientError,
@@ -25,7 +25,6 @@ from client_sdk.errors import (
 from client_sdk.exchange import Exchange, Pending, overdue
 from client_sdk.session import logger
 from client_sdk.transport import (
-    MAX_REDIRECTS,
     Attempts,
     Connection,
     Disconnected,
@@ -135,6 +134,16 @@ class RemoteActor:
         last = track.abandon(indices)
         if last is not None:
             self.tell(track, last)
+
+    def close_batch(self, track: BatchTrack) -> None:
+        """Take back what is running of a batch; nothing more comes from it."""
+        self.exchange.withdraw(track)
+        last = track.abandon(track.running())
+        if last is not None:
+            self.tell(track, last)
+
+    def update_policy_weights(self) -> None:
+        """Nothing to do: the server always acts with its newest policy."""
 
     def tell(self, track: Track, rows: Rows) -> None:
         """Send rows that end what they speak of."""
@@ -269,49 +278,27 @@ class RemoteActor:
             self._timeouts.connect_s,
             session.lease_s if session else None,
         )
-        while True:
-            self._pause(0.0)
-            try:
-                self._open(attempts.timeout_s(time.monotonic()))
-                return
-            except (Disconnected, PolicyClientError) as error:
-                failure = error
-            now = time.monotonic()
-            delay_s = attempts.delay_s(now, failure)
-            if delay_s is None:
-                if isinstance(failure, PolicyClientError):
-                    raise failure
-                raise diagnose(
-                    self._endpoint, attempts.waited_s(now), failure.why, attempts.diagnosis_s
-                )
-            self._pause(delay_s)
+        keep_trying(self._endpoint, attempts, self._open, self._pause)
 
     def _open(self, timeout_s: float) -> None:
         """One attempt: session, then stream, then whatever is not answered."""
-        target = self._endpoint.address
-        for _ in range(MAX_REDIRECTS + 1):
-            connection = Connection(self._endpoint, target)
-            try:
-                response = connection.open_session(self.exchange.hello(), timeout_s)
-                if response.redirect_address:
-                    target = Address.parse(response.redirect_address)
-                    connection.close()
-                    continue
-                unanswered = self.exchange.adopt(response)
-                stream = connection.stream_act()
-            except BaseException:
-                connection.close()
-                raise
-            self._target, self._connection, self._stream = target, connection, stream
-            self._again.clear()
-            stream.send(self.exchange.presence())
-            for pending in unanswered:
-                stream.send(pending.data)
-            if self._closing.is_set():
-                self._drop()
-                raise ClosedClientError(_CLOSED)
-            return
-        raise ConnectError(f"{self._endpoint.address} sends us on more than {MAX_REDIRECTS} times")
+        connection, target, response = open_session(
+            self._endpoint, self.exchange.hello(), timeout_s
+        )
+        try:
+            unanswered = self.exchange.adopt(response)
+            stream = connection.stream_act()
+        except BaseException:
+            connection.close()
+            raise
+        self._target, self._connection, self._stream = target, connection, stream
+        self._again.clear()
+        stream.send(self.exchange.presence())
+        for pending in unanswered:
+            stream.send(pending.data)
+        if self._closing.is_set():
+            self._drop()
+            raise ClosedClientError(_CLOSED)
 
     def _lost(self, why: str) -> None:
         self._drop()

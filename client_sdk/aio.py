@@ -15,6 +15,8 @@ from client_sdk.aio_actor import AioRemoteActor
 from client_sdk.client_base import ClientBase
 from client_sdk.episode import BatchTrack, EpisodeTrack, end_status
 from client_sdk.errors import ConcurrentUseError, EpisodeEndedError, NotConnectedError
+from client_sdk.exchange import Exchange
+from client_sdk.verbs import AioActor
 
 
 class AsyncPolicyClient(ClientBase):
@@ -37,7 +39,7 @@ class AsyncPolicyClient(ClientBase):
     """
 
     _what = "AsyncPolicyClient"
-    _actor: AioRemoteActor | None = None
+    _actor: AioActor | None = None
     _connecting: asyncio.Lock | None = None
 
     async def connect(self) -> None:
@@ -57,7 +59,7 @@ class AsyncPolicyClient(ClientBase):
         if self._actor is not None:
             self._guard.check()
             return
-        actor = AioRemoteActor(self._endpoint, self._exchange, self._timeouts)
+        actor = self._make_actor()
         try:
             await actor.connect()
         except BaseException:
@@ -65,6 +67,13 @@ class AsyncPolicyClient(ClientBase):
             raise
         self._actor, self._loop = actor, asyncio.get_running_loop()
         self._guard.closed = False
+
+    def _make_actor(self) -> AioActor:
+        if isinstance(self._handshake, Exchange):
+            return AioRemoteActor(self._endpoint, self._handshake, self._timeouts)
+        from client_sdk.local_actor import AioLocalActor
+
+        return AioLocalActor(self._handshake, self._make_uploader(), self._timeouts)
 
     # -- RLlib's verbs -------------------------------------------------------------------------
 
@@ -110,8 +119,8 @@ class AsyncPolicyClient(ClientBase):
             self._ended(track)
 
     async def update_policy_weights(self) -> None:
-        """Nothing to do: the server always acts with its newest policy."""
-        self._check()
+        """See ``PolicyClient.update_policy_weights``."""
+        await self._check().update_policy_weights()
 
     # -- objects -------------------------------------------------------------------------------
 
@@ -148,7 +157,7 @@ class AsyncPolicyClient(ClientBase):
         if not self._guard.forked:
             await actor.finish()
 
-    def _check(self) -> AioRemoteActor:
+    def _check(self) -> AioActor:
         actor = self._actor
         if actor is None:
             raise NotConnectedError(
@@ -302,11 +311,8 @@ class AsyncEpisodeBatch:
         self._closed = True
         client, track = self._client, self._track
         actor = client._check()
-        actor.withdraw(track)
-        last = track.abandon(track.running())
-        client._exchange.tracks.discard(track)
-        if last is not None:
-            await actor.tell(track, last)
+        client._handshake.tracks.discard(track)
+        await actor.close_batch(track)
 
     async def __aenter__(self) -> Self:
         return self

@@ -135,6 +135,16 @@ class AioRemoteActor:
         if last is not None:
             await self.tell(track, last)
 
+    async def close_batch(self, track: BatchTrack) -> None:
+        """Take back what is running of a batch; nothing more comes from it."""
+        self.withdraw(track)
+        last = track.abandon(track.running())
+        if last is not None:
+            await self.tell(track, last)
+
+    async def update_policy_weights(self) -> None:
+        """Nothing to do: the server always acts with its newest policy."""
+
     def withdraw(self, track: Track) -> None:
         """Do not repeat what the server put off; whoever waits for it is told why it did."""
         pending = track.pending

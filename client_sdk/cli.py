@@ -42,6 +42,7 @@ _RUN_EXAMPLES = """\
 examples:
   policy-client run CartPole-v1 --server localhost:9900 --envs 16
   policy-client run my_package:Warehouse-v0 --server trainer:9900 --tls-ca ca.pem --token-file token
+  policy-client run CartPole-v1 --server localhost:9900 --envs 16 --inference local
   policy-client run CartPole-v1 --server localhost:9900 --episodes 20 --greedy
 """
 
@@ -136,9 +137,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--inference",
-        choices=["remote"],
+        choices=["remote", "local"],
         default="remote",
-        help="remote: ask the server for every action (default)",
+        help="remote: ask the server for every action (default); local: download the policy, act "
+        "here and upload what was experienced",
+    )
+    run.add_argument(
+        "--update-interval",
+        type=_interval,
+        default=0.0,
+        metavar="S",
+        help="local: seconds between two downloads of the policy, at least; 0: whenever there is "
+        "another (default)",
+    )
+    run.add_argument("--cache-dir", metavar="D", help="local: keep policy files here")
+    run.add_argument(
+        "--spool-dir",
+        metavar="D",
+        help="local: keep experience here that does not fit into memory while the server is away",
     )
     run.add_argument(
         "--episodes", type=_count, metavar="N", help="end after N episodes (default: never)"
@@ -230,6 +246,9 @@ def _run(options: argparse.Namespace) -> int:
             insecure=options.insecure,
             timeouts=timeouts,
             name=options.name,
+            update_interval=options.update_interval,
+            cache_dir=options.cache_dir,
+            spool_dir=options.spool_dir,
             on_progress=report,
         )
     except (gym.error.Error, ModuleNotFoundError) as error:
@@ -271,6 +290,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
+    return value
+
+
+def _interval(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from 0 up, got {text}")
     return value
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +21,8 @@ from client_sdk.client_base import ClientBase
 from client_sdk.config import Timeouts, TlsConfig
 from client_sdk.episode import BatchTrack, EpisodeTrack, end_status
 from client_sdk.errors import EpisodeEndedError
+from client_sdk.exchange import Exchange
+from client_sdk.verbs import Actor
 
 
 class PolicyClient(ClientBase):
@@ -44,9 +47,11 @@ class PolicyClient(ClientBase):
 
     Args:
         address: ``"host:port"`` or ``"http://host:port"``.
-        inference_mode: ``"remote"``: the server is asked for every action.
-        update_interval: Seconds between two fetches of the policy by local inference, as RLlib's old
-            client has it; None: as often as it changes. Without effect with remote inference.
+        inference_mode: ``"remote"``: the server is asked for every action. ``"local"``: the policy
+            is downloaded and acts here, experience is uploaded in the background.
+        update_interval: Local inference fetches the policy at most once in so many seconds; 0: as
+            soon as there is another; None: only ``update_policy_weights`` does. Without effect with
+            remote inference.
         token: Bearer token; refused over plaintext beyond this machine unless ``insecure``.
         tls: Certificates; None: plaintext.
         insecure: Send the token in plaintext to other machines all the same.
@@ -54,6 +59,12 @@ class PolicyClient(ClientBase):
         name: For the server's logs; host name and process id if not given.
         observation_space: What this program believes in; a server with another one is refused.
         action_space: Likewise.
+        cache_dir: Local inference keeps policy files there, for the next start; processes may share
+            it. None: in memory only.
+        spool_dir: Local inference keeps experience there that does not fit into memory while the
+            server is away; it is gone with the process. None: in memory only.
+        spool_bytes: Local inference keeps so much experience for the server at most (256 MiB if not
+            given); beyond that the oldest is lost, and counted in ``stats``.
 
     Raises:
         ConnectError: Nobody answers within ``timeouts.connect_s``; its subclass says how.
@@ -66,7 +77,7 @@ class PolicyClient(ClientBase):
         self,
         address: str,
         inference_mode: str = "remote",
-        update_interval: float | None = None,
+        update_interval: float | None = 0.0,
         *,
         token: str | None = None,
         tls: TlsConfig | None = None,
@@ -75,6 +86,9 @@ class PolicyClient(ClientBase):
         name: str | None = None,
         observation_space: gym.Space[Any] | None = None,
         action_space: gym.Space[Any] | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        spool_dir: str | PathLike[str] | None = None,
+        spool_bytes: int | None = None,
     ) -> None:
         super().__init__(
             address,
@@ -87,14 +101,24 @@ class PolicyClient(ClientBase):
             name=name,
             observation_space=observation_space,
             action_space=action_space,
+            cache_dir=cache_dir,
+            spool_dir=spool_dir,
+            spool_bytes=spool_bytes,
         )
-        self._actor = RemoteActor(self._endpoint, self._exchange, self._timeouts)
+        self._actor = self._make_actor()
         try:
             self._actor.connect()
         except BaseException:
             self._actor.abort()
             raise
         self._guard.closed = False
+
+    def _make_actor(self) -> Actor:
+        if isinstance(self._handshake, Exchange):
+            return RemoteActor(self._endpoint, self._handshake, self._timeouts)
+        from client_sdk.local_actor import LocalActor
+
+        return LocalActor(self._handshake, self._make_uploader())
 
     # -- RLlib's verbs -------------------------------------------------------------------------
 
@@ -198,9 +222,16 @@ class PolicyClient(ClientBase):
             self._ended(track)
 
     def update_policy_weights(self) -> None:
-        """Nothing to do: the server always acts with its newest policy."""
+        """Act with the newest policy from here on.
+
+        Remote inference always does. Local inference fetches it, if there is a newer one, and
+        returns when the next action comes from it.
+
+        Raises:
+            PolicyTimeout: The server did not answer within ``timeouts.action_s``.
+        """
         with self._guard:
-            pass
+            self._actor.update_policy_weights()
 
     # -- objects -------------------------------------------------------------------------------
 
@@ -475,12 +506,9 @@ class EpisodeBatch:
             return
         client = self._client
         with client._guard:
-            client._exchange.withdraw(self._track)
-            last = self._track.abandon(self._track.running())
-            if last is not None:
-                client._actor.tell(self._track, last)
+            client._actor.close_batch(self._track)
             self._closed = True
-            client._exchange.tracks.discard(self._track)
+            client._handshake.tracks.discard(self._track)
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
@@ -22,8 +23,13 @@ from client_sdk.episode import (
 )
 from client_sdk.errors import InvalidValueError, LimitExceededError, NotConnectedError
 from client_sdk.exchange import Exchange
-from client_sdk.session import ClientStats, Session
+from client_sdk.local_options import LocalOptions
+from client_sdk.session import ClientStats, Handshake, Session
 from client_sdk.transport import Endpoint, Guard
+from client_sdk.wire import policyserver_pb2 as pb
+
+if TYPE_CHECKING:
+    from client_sdk.uploader import Uploader
 
 
 class ClientBase:
@@ -35,7 +41,7 @@ class ClientBase:
         self,
         address: str,
         inference_mode: str = "remote",
-        update_interval: float | None = None,
+        update_interval: float | None = 0.0,
         *,
         token: str | None = None,
         tls: TlsConfig | None = None,
@@ -44,20 +50,21 @@ class ClientBase:
         name: str | None = None,
         observation_space: gym.Space[Any] | None = None,
         action_space: gym.Space[Any] | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        spool_dir: str | PathLike[str] | None = None,
+        spool_bytes: int | None = None,
     ) -> None:
         # First of all, so that __del__ finds them whatever is refused below.
         self._guard = Guard(self._what)
         self._guard.closed = True
-        if inference_mode != "remote":
+        if inference_mode not in {"remote", "local"}:
             raise InvalidValueError(
-                f'expected "remote", got {inference_mode!r}: this release asks the server for '
-                'every action, so use inference_mode="remote"',
-                field="inference_mode",
+                f'expected "remote" or "local", got {inference_mode!r}', field="inference_mode"
             )
-        # "not >" refuses NaN as well.
-        if update_interval is not None and not update_interval > 0:
+        # "not >=" refuses NaN as well.
+        if update_interval is not None and not update_interval >= 0:
             raise InvalidValueError(
-                f"expected a positive number of seconds or None, got {update_interval!r}",
+                f"expected a number of seconds from 0 up, or None, got {update_interval!r}",
                 field="update_interval",
             )
         self._address = Address.parse(address)
@@ -65,8 +72,16 @@ class ClientBase:
         self._endpoint = Endpoint(self._address, tls, token)
         self._timeouts = timeouts or Timeouts()
         self._name = name or f"{socket.gethostname()}-{os.getpid()}"
-        self._exchange = Exchange(self._name, observation_space, action_space)
-        self._book = EpisodeBook(self._exchange.numbering)
+        local = LocalOptions.checked(
+            inference_mode, update_interval, cache_dir, spool_dir, spool_bytes
+        )
+        self._local = local
+        self._handshake: Handshake = (
+            Exchange(self._name, observation_space, action_space)
+            if local is None
+            else Handshake(self._name, pb.INFERENCE_MODE_LOCAL, observation_space, action_space)
+        )
+        self._book = EpisodeBook(self._handshake.numbering)
 
     def __repr__(self) -> str:
         state = "closed" if self._guard.closed else f"{len(self._book.open)} open episodes"
@@ -93,12 +108,12 @@ class ClientBase:
     @property
     def policy_version(self) -> int:
         """Of the policy that gave the latest action."""
-        return self._exchange.policy_version
+        return self._handshake.policy_version
 
     @property
     def stats(self) -> ClientStats:
         """What became of connections and episodes so far. Live; read only."""
-        return self._exchange.stats
+        return self._handshake.stats
 
     @property
     def closed(self) -> bool:
@@ -107,28 +122,37 @@ class ClientBase:
 
     @property
     def _session(self) -> Session:
-        session = self._exchange.session
+        session = self._handshake.session
         if session is None:
             raise NotConnectedError(
                 "nothing is known of the server before the first connection: connect first"
             )
         return session
 
+    def _make_uploader(self) -> Uploader:
+        from client_sdk.uploader import Uploader
+
+        return Uploader(
+            self._endpoint, self._handshake, self._timeouts, self._local or LocalOptions()
+        )
+
     def _start(self, episode_id: str | None, training_enabled: bool, explore: bool) -> EpisodeTrack:
         track = self._book.start(episode_id, training_enabled=training_enabled, explore=explore)
-        self._exchange.tracks.add(track)
+        self._handshake.tracks.add(track)
         return track
 
     def _ended(self, track: EpisodeTrack) -> None:
-        self._exchange.tracks.discard(track)
+        self._handshake.tracks.discard(track)
         self._book.end(track)
 
     def _start_batch(self, n: int, training_enabled: bool, explore: bool) -> BatchTrack:
         if n < 1:
             raise InvalidValueError(f"expected at least 1, got {n!r}", field="n")
         session = self._session
+        # Local inference sends no vector steps, but chunks.
+        max_rows = session.max_rows_per_request if self._local is None else 0
         for limit, setting in (
-            (session.max_rows_per_request, "max_rows_per_request"),
+            (max_rows, "max_rows_per_request"),
             (session.max_open_episodes, "max_open_episodes_per_session"),
         ):
             if 0 < limit < n:
@@ -137,9 +161,9 @@ class ClientBase:
                     f"(PolicyServerConfig.{setting}). Use several smaller batches, or raise it."
                 )
         track = BatchTrack(
-            self._exchange.numbering, n, EpisodeOptions("", training_enabled, explore)
+            self._handshake.numbering, n, EpisodeOptions("", training_enabled, explore)
         )
-        self._exchange.tracks.add(track)
+        self._handshake.tracks.add(track)
         return track
 
     def _log_returns(

@@ -64,6 +64,11 @@ class EpisodeOptions:
         """Whether an episode may start without a word about them."""
         return self.training_enabled and self.explore and not self.label
 
+    @property
+    def trains(self) -> bool:
+        """Whether the learner sees it."""
+        return self.training_enabled and self.explore
+
 
 class Numbering:
     """The client's own numbers for its episodes: from 1, never reused."""
@@ -127,6 +132,8 @@ class Rows:
 class Track(Protocol):
     """What a request belongs to. Its state follows the answers, whether anyone waits or not."""
 
+    options: EpisodeOptions
+    """Of all that is in it."""
     pending: Pending | None
     """Its latest request, until someone has looked at the answer."""
     busy: bool
@@ -229,9 +236,19 @@ class EpisodeTrack:
             )
         self._reward += value
 
+    def take_reward(self) -> float:
+        """What was earned since the last time this was asked."""
+        reward, self._reward = self._reward, 0.0
+        return reward
+
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Report those numbers with the next row; the last value of a name counts."""
         self._metrics.update(metrics)
+
+    def take_metrics(self) -> dict[str, float]:
+        """The numbers to report since the last time this was asked."""
+        metrics, self._metrics = self._metrics, {}
+        return metrics
 
     def row(
         self,
@@ -342,16 +359,7 @@ class BatchTrack:
         Raises:
             InvalidValueError: A column is not [N] or not finite.
         """
-        earned = self._column("rewards", rewards, np.float64)
-        over = self._column("terminated", terminated, np.bool_)
-        cut = self._column("truncated", truncated, np.bool_)
-        if earned is not None and not np.isfinite(earned).all():
-            self._check_finite(earned)
-        ended: NDArray[np.bool_] | None = None
-        if over is not None or cut is not None:
-            either = over if cut is None else cut if over is None else over | cut
-            ended = either if either is not None and either.any() else None
-
+        earned, over, ended = self.checked(rewards, terminated, truncated, self._begins)
         if self._any_begins:
             begins = self._begins
             # A first row that was refused keeps its number: the server may have opened the episode.
@@ -384,6 +392,48 @@ class BatchTrack:
             self._announce(rows)
         return rows if rows.episodes else None
 
+    def checked(
+        self, rewards: Any, terminated: Any, truncated: Any, begins: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+        """What a vector step says beside its observations.
+
+        Args:
+            rewards: [N] or None: none.
+            terminated: Likewise.
+            truncated: Likewise.
+            begins: [N] Rows whose reward is nobody's.
+
+        Returns:
+            [N] rewards, rows that are terminated, rows that ended at all; None: none.
+
+        Raises:
+            InvalidValueError: A column is not [N] or not finite.
+        """
+        earned = self._column("rewards", rewards, np.float64)
+        over = self._column("terminated", terminated, np.bool_)
+        cut = self._column("truncated", truncated, np.bool_)
+        if earned is not None and not np.isfinite(earned).all():
+            bad = np.flatnonzero(~np.isfinite(earned) & ~begins)
+            if len(bad):
+                raise NotFiniteError(
+                    f"expected finite numbers, got {earned[bad[0]]}", field=f"rewards[{bad[0]}]"
+                )
+        ended: NDArray[np.bool_] | None = None
+        if over is not None or cut is not None:
+            either = over if cut is None else cut if over is None else over | cut
+            ended = either if either is not None and either.any() else None
+        return earned, over, ended
+
+    def check_rows(self, indices: Sequence[int]) -> None:
+        """See that those are rows.
+
+        Raises:
+            InvalidValueError: No such row.
+        """
+        for row in indices:
+            if not 0 <= row < self.n:
+                raise InvalidValueError(f"expected 0 to {self.n - 1}, got {row}", field="rows")
+
     def __str__(self) -> str:
         return f"of a batch of {self.n}"
 
@@ -401,13 +451,6 @@ class BatchTrack:
                 f"expected one value per row, [{self.n}], got {list(column.shape)}", field=name
             )
         return column
-
-    def _check_finite(self, rewards: NDArray[np.float64]) -> None:
-        bad = np.flatnonzero(~np.isfinite(rewards) & ~self._begins)
-        if len(bad):
-            raise NotFiniteError(
-                f"expected finite numbers, got {rewards[bad[0]]}", field=f"rewards[{bad[0]}]"
-            )
 
     def _announce(self, rows: Rows) -> None:
         first = [number for number, step in zip(rows.episodes, rows.steps, strict=True) if not step]
@@ -447,9 +490,7 @@ class BatchTrack:
         Raises:
             InvalidValueError: No such row.
         """
-        for row in indices:
-            if not 0 <= row < self.n:
-                raise InvalidValueError(f"expected 0 to {self.n - 1}, got {row}", field="rows")
+        self.check_rows(indices)
         rows_given = list(dict.fromkeys(indices))
         running = [row for row in rows_given if self._issued[row]]
         on_its_way = self.pending is not None and not self.pending.answered

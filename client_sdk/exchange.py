@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 from google.protobuf.message import DecodeError
 
-from client_sdk.episode import Numbering, Rows, Track
+from client_sdk.episode import Rows, Track
 from client_sdk.errors import (
     BatchError,
     InternalServerError,
@@ -82,11 +82,8 @@ class Exchange(Handshake):
         action_space: gym.Space[Any] | None = None,
     ) -> None:
         super().__init__(client_name, pb.INFERENCE_MODE_REMOTE, observation_space, action_space)
-        self.numbering = Numbering()
         self.pending: dict[int, Pending] = {}
         """Sent and not answered, by number, in the order of sending."""
-        self.tracks: set[Track] = set()
-        """Whatever is running; the shell adds and removes."""
         self.session_lost = False
         """The server has just said that it knows no such session: open it again."""
         self.logged_actions_welcome = False

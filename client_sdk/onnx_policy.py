@@ -190,10 +190,13 @@ class NoisePool:
     """Random numbers for one policy's rows, drawn in bulk. One thread at a time.
 
     All versions of a policy share one pool: what it gives depends on the policy's noise only.
+
+    Attributes:
+        spec: Which numbers.
     """
 
     def __init__(self, spec: NoiseSpec, rng: np.random.Generator | None = None) -> None:
-        self._spec = spec
+        self.spec = spec
         self._rng = np.random.default_rng() if rng is None else rng
         self._rows = max(1, _POOL_NUMBERS // max(1, spec.size))
         self._greedy = np.full((1, spec.size), spec.greedy, np.float32)
@@ -225,10 +228,10 @@ class NoisePool:
         return rows
 
     def _draw(self, rows: int) -> NDArray[np.float32]:
-        shape = (rows, self._spec.size)
-        if self._spec.kind == "normal":
+        shape = (rows, self.spec.size)
+        if self.spec.kind == "normal":
             return self._rng.standard_normal(shape, np.float32)
-        if self._spec.kind == "uniform":
+        if self.spec.kind == "uniform":
             return self._rng.random(shape, np.float32)
         # -log(Exp(1)) is Gumbel(0, 1). An exact 0 would become infinite.
         drawn = self._rng.standard_exponential(shape, np.float32)
@@ -247,6 +250,7 @@ class OnnxPolicy:
 
     Attributes:
         spec: What the file says of itself.
+        noise: Where its random numbers come from.
 
     Args:
         model: The file's bytes; not kept.
@@ -277,7 +281,7 @@ class OnnxPolicy:
         # Without the checks of its Python wrapper, where there is one: they cost as much as a small
         # network, and what is fed here has been checked.
         self._run = getattr(session, "_sess", session).run
-        self._noise = NoisePool(spec.noise) if noise is None else noise
+        self.noise = NoisePool(spec.noise) if noise is None else noise
         self._noise_input = spec.noise.input
         self._inputs = tuple((each.path, each.name, np.dtype(each.dtype)) for each in spec.inputs)
         actions = spec.roles["actions"]
@@ -306,7 +310,7 @@ class OnnxPolicy:
             Three sets of columns ``[N, ...]``: the actions that are learnt from, those that the
             application executes (perhaps the same), and the recorded outputs by role.
         """
-        feeds: dict[str, NDArray[Any]] = {self._noise_input: self._noise.take(greedy)}
+        feeds: dict[str, NDArray[Any]] = {self._noise_input: self.noise.take(greedy)}
         for path, name, dtype in self._inputs:
             column = observations[path]
             feeds[name] = column if column.dtype == dtype else column.astype(dtype)

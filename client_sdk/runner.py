@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import gymnasium as gym
@@ -68,6 +69,10 @@ def run_gymnasium(
     insecure: bool = False,
     timeouts: Timeouts | None = None,
     name: str | None = None,
+    update_interval: float | None = 0.0,
+    cache_dir: str | PathLike[str] | None = None,
+    spool_dir: str | PathLike[str] | None = None,
+    spool_bytes: int | None = None,
     on_progress: Callable[[RunSummary], None] | None = None,
     progress_every_s: float = 10.0,
 ) -> RunSummary:
@@ -77,7 +82,7 @@ def run_gymnasium(
         env_or_id: A Gymnasium id, an environment, a function that makes one, or a vector
             environment with NEXT_STEP autoreset. What is given here made is left open.
         address: Of the server; what follows up to ``name`` is as for ``PolicyClient``.
-        inference_mode: ``"remote"``.
+        inference_mode: ``"remote"`` or ``"local"``.
         num_envs: How many environments step together, where they are made here.
         episodes: End after so many; None: only with an exception, such as KeyboardInterrupt.
         training_enabled: False keeps all of it out of training.
@@ -88,6 +93,10 @@ def run_gymnasium(
         insecure: Send the token in plaintext beyond this machine all the same.
         timeouts: How long to wait for what.
         name: For the server's logs.
+        update_interval: As this and the next three are for ``PolicyClient``.
+        cache_dir: See there.
+        spool_dir: See there.
+        spool_bytes: See there.
         on_progress: Called about every ``progress_every_s`` with the summary so far.
         progress_every_s: See there.
 
@@ -106,6 +115,7 @@ def run_gymnasium(
         PolicyClient(
             address,
             inference_mode,
+            update_interval,
             token=token,
             tls=tls,
             insecure=insecure,
@@ -114,6 +124,9 @@ def run_gymnasium(
             # Observations may leave their bounds, so those are no reason to refuse; the shape is
             # checked with the first of them.
             action_space=envs.single_action_space,
+            cache_dir=cache_dir,
+            spool_dir=spool_dir,
+            spool_bytes=spool_bytes,
         ) as client,
         client.episodes(envs.num_envs, training_enabled=training_enabled, explore=explore) as batch,
     ):

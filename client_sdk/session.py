@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 from google.protobuf import json_format
 
-from client_sdk.episode import Status
+from client_sdk.episode import Numbering, Status, Track
 from client_sdk.errors import (
     BatchError,
     IncompatibleProtocolError,
@@ -91,6 +91,8 @@ class Handshake:
         stats: What became of connections and episodes so far.
         session: The latest; None before the first.
         policy_version: Of the policy that gave the latest action.
+        numbering: Of episodes.
+        tracks: Whatever is running; the client adds, and removes what is over.
         observation_codec: Of the session's observation space.
         action_codec: Of its action space.
     """
@@ -108,6 +110,8 @@ class Handshake:
         self.stats = ClientStats()
         self.session: Session | None = None
         self.policy_version = 0
+        self.numbering = Numbering()
+        self.tracks: set[Track] = set()
         self._name = client_name
         self._mode = mode
         self._expected = (observation_space, action_space)

@@ -26,6 +26,7 @@ from client_sdk.wire.spaces import space_to_proto
 from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS
 
 KINDS = ["sync", "aio"]
+LOCAL_KINDS = ["local", "aio-local"]
 PATIENCE_S = 20.0
 QUICK = Timeouts(connect_s=3.0, action_s=10.0, reconnect_s=10.0, close_s=2.0)
 
@@ -96,8 +97,9 @@ def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
 @contextlib.contextmanager
 def connected(kind: str, address: str, **settings: Any) -> Iterator[Any]:
     """A client of that kind, with the blocking one's face."""
-    settings = {"timeouts": QUICK, **settings}
-    if kind == "sync":
+    mode = "local" if kind in LOCAL_KINDS else "remote"
+    settings = {"timeouts": QUICK, "inference_mode": mode, **settings}
+    if kind in ("sync", "local"):
         with PolicyClient(address, **settings) as client:
             yield client
         return

@@ -61,7 +61,7 @@ def test_help_names_options_and_exit_codes():
         (["run", "CartPole-v1", "--server", "nowhere"], "localhost:9900"),
         (["run", "CartPole-v1", "--server", "a:1", "--envs", "0"], "--envs"),
         (["run", "CartPole-v1", "--server", "a:1", "--envs", "many"], "--envs"),
-        (["run", "CartPole-v1", "--server", "a:1", "--inference", "local"], "remote"),
+        (["run", "CartPole-v1", "--server", "a:1", "--inference", "both"], "remote"),
         (["run", "CartPole-v1", "--server", "a:1", "--connect-timeout", "0"], "--connect-timeout"),
         (["run", "CartPole-v1", "--server", "a:1", "--token-file", "/none"], "/none"),
         (["run", "CartPole-v1", "--server", "a:1", "--tls-ca", "/none"], "/none"),

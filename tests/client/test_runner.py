@@ -97,7 +97,7 @@ def test_another_autoreset_is_refused(server, mode):
         (Ramp(), {"num_envs": 2}, "num_envs"),
         (Ramp, {"num_envs": 0}, "num_envs"),
         (Ramp, {"episodes": 0}, "episodes"),
-        (Ramp, {"inference_mode": "local"}, "remote"),
+        (Ramp, {"inference_mode": "both"}, "remote"),
     ],
 )
 def test_what_cannot_be_run_is_refused(server, env, settings, says):

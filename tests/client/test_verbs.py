@@ -1,4 +1,4 @@
-"""What the verbs promise, through gRPC, for the blocking and for the asyncio client alike."""
+"""What the verbs promise, through gRPC: for both clients, and whoever chooses the actions."""
 
 import gymnasium as gym
 import numpy as np
@@ -17,10 +17,26 @@ from client_sdk.errors import (
     UnauthenticatedError,
     UnknownEpisodeError,
 )
-from tests.client.support import all_seen, connect_once, connected, seen
+from tests.client.acting_alone import serving_for
+from tests.client.support import KINDS, LOCAL_KINDS, all_seen, connect_once, connected, seen
 from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS, serving
 
 NAN = float("nan")
+
+remote_only = pytest.mark.parametrize("kind", KINDS, indirect=True)
+
+
+@pytest.fixture(params=[*KINDS, *LOCAL_KINDS])
+def kind(request):
+    """Which client, and in which inference mode."""
+    return request.param
+
+
+@pytest.fixture
+def server(kind):
+    """The real server for that kind of client."""
+    with serving_for(kind, need_logp=False) as under_test:
+        yield under_test
 
 
 def collected(server, steps):
@@ -47,7 +63,7 @@ def observations_of(chunk):
 
 def test_the_server_tells_its_spaces_and_settings(kind):
     with (
-        serving(client_config={"frame_skip": 4, "scale": 0.5, "levels": ["a"]}) as server,
+        serving_for(kind, client_config={"frame_skip": 4, "scale": 0.5, "levels": ["a"]}) as server,
         connected(kind, server.address) as client,
     ):
         assert client.observation_space == CARTPOLE_OBSERVATIONS
@@ -58,6 +74,7 @@ def test_the_server_tells_its_spaces_and_settings(kind):
 
 def test_an_action_is_a_value_of_the_action_space(client, server):
     server.publish(2, action=1)
+    client.update_policy_weights()
     episode_id = client.start_episode()
     action = client.get_action(episode_id, seen(0))
     assert action in client.action_space
@@ -211,6 +228,7 @@ def test_a_done_dict_of_several_agents_is_refused(client):
         client.log_returns(episode_id, 0.0, None, {"a": True})
 
 
+@remote_only
 def test_updating_weights_is_nothing_to_do(client):
     assert client.update_policy_weights() is None
 
@@ -218,6 +236,7 @@ def test_updating_weights_is_nothing_to_do(client):
 # -- log_action ------------------------------------------------------------------------------------
 
 
+@remote_only
 def test_logged_actions_are_recorded_and_marked(client, server):
     episode_id = client.start_episode()
     client.log_action(episode_id, seen(0), 1)
@@ -234,7 +253,7 @@ def test_logged_actions_are_recorded_and_marked(client, server):
 
 
 def test_log_action_without_a_needed_logp_is_refused_at_the_first_call(kind):
-    with serving(need_logp=True) as server, connected(kind, server.address) as client:
+    with serving_for(kind, need_logp=True) as server, connected(kind, server.address) as client:
         episode_id = client.start_episode()
         with pytest.raises(LogpRequiredError, match="logp="):
             client.log_action(episode_id, seen(0), 1)
@@ -270,13 +289,19 @@ def test_episodes_that_do_not_train_never_reach_the_learner(client, server, opti
     (report,) = ended(server)
     assert not report.training
     assert report.end.episode_return == 7.0
-    greedy = server.policies.current.greedy[0].tolist()
-    assert greedy == [not options.get("explore", True)]
+
+
+@remote_only
+@pytest.mark.parametrize("explore", [True, False])
+def test_only_explore_asks_for_samples(client, server, explore):
+    client.get_action(client.start_episode(explore=explore), seen(0))
+    assert server.policies.current.greedy[0].tolist() == [not explore]
 
 
 # -- episode() -------------------------------------------------------------------------------------
 
 
+@remote_only
 def test_an_episode_object_tells_the_same_story(client, server):
     with client.episode("x") as episode:
         assert (episode.id, episode.ended) == ("x", False)
@@ -321,6 +346,7 @@ def test_a_truncated_end_needs_its_observation_and_a_terminated_one_does_not(cli
     assert observations_of(chunk) == [5, 5]
 
 
+@remote_only
 def test_an_episode_left_without_an_end_is_abandoned(client, server):
     with client.episode() as episode:
         episode.act(seen(0))
@@ -335,6 +361,7 @@ def test_an_episode_left_without_an_end_is_abandoned(client, server):
 # -- episodes(n) -----------------------------------------------------------------------------------
 
 
+@remote_only
 def test_a_vector_step_is_one_message(client):
     with client.episodes(64) as batch:
         actions = batch.act(np.zeros((64, 4), np.float32))
@@ -454,6 +481,7 @@ def test_a_batch_of_evaluation_episodes_trains_nothing(client, server):
     assert not any(chunk.training for chunk in reports)
 
 
+@remote_only
 def test_a_batch_beyond_a_limit_is_refused_with_the_setting(kind):
     with (
         serving(max_rows_per_request=8, max_open_episodes_per_session=6) as server,
@@ -474,6 +502,7 @@ def test_a_batch_that_was_left_is_over(client):
         batch.act(np.zeros((2, 4)))
 
 
+@remote_only
 def test_composite_spaces_travel_both_ways(kind):
     observations = gym.spaces.Dict(
         {
@@ -505,6 +534,7 @@ def test_composite_spaces_travel_both_ways(kind):
 # -- limits and refusals ---------------------------------------------------------------------------
 
 
+@remote_only
 def test_a_message_over_the_limit_is_refused_and_the_client_stays_usable(kind):
     with (
         serving(max_message_bytes=2000) as server,
@@ -533,7 +563,7 @@ def test_other_spaces_than_the_servers_are_refused_with_the_difference(kind, ser
 
 @pytest.mark.parametrize("token", [None, "wrong"])
 def test_a_wrong_token_is_refused_at_once_and_not_retried(kind, token, caplog):
-    with serving(token="right-one") as server:
+    with serving_for(kind, token="right-one") as server:
         with pytest.raises(UnauthenticatedError):
             connect_once(kind, server.address, token=token)
         assert server.server.stats()["sessions_opened"] == 0
@@ -569,14 +599,15 @@ def test_an_address_may_be_written_as_a_url(kind, server, prefix):
         assert client.ping() > 0.0
 
 
+@remote_only
 def test_the_third_argument_is_the_update_interval_of_old_programs(server):
     with PolicyClient(server.address, "remote", 10.0) as client:
         assert client.get_action(client.start_episode(), seen(0)) == 0
     AsyncPolicyClient(server.address, "remote", 10.0)
 
 
-@pytest.mark.parametrize("interval", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("interval", [-1.0, float("nan")])
 @pytest.mark.parametrize("make", [PolicyClient, AsyncPolicyClient])
-def test_an_update_interval_that_is_not_positive_is_refused(make, interval):
+def test_a_negative_update_interval_is_refused(make, interval):
     with pytest.raises(InvalidValueError, match="update_interval"):
         make("localhost:9900", update_interval=interval)
