@@ -80,6 +80,11 @@ class EnvDriver:
 
     # -- the connection
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a stream to the environments, as far as this side knows."""
+        return self._stream is not None
+
     def _connect(self) -> None:
         attempts = Attempts(
             time.monotonic(), self._connect_timeout_s, self._connect_timeout_s, None

@@ -295,6 +295,16 @@ class RemoteEnv(gym.Env[Any, Any]):
         if self._remote is not None:
             self._remote.close()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the environment is there, as far as this side knows; else ``reset`` makes it."""
+        return not self._guard.closed and self._open().driver.connected
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """Messages and bytes of resets and steps since it was connected; read it for statistics."""
+        return self._open().driver.traffic.snapshot()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {getattr(self, '_address', 'nowhere')}>"
 
@@ -463,6 +473,16 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         """Have the environments closed; ``close`` calls it once."""
         if self._remote is not None:
             self._remote.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the environment is there, as far as this side knows; else ``reset`` makes it."""
+        return not self._guard.closed and self._open().driver.connected
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """Messages and bytes of resets and steps since it was connected; read it for statistics."""
+        return self._open().driver.traffic.snapshot()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {getattr(self, '_address', 'nowhere')}>"

@@ -5,17 +5,19 @@ Main thread of the training process, around ``train()``. The clock starts with t
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from client_sdk import RemoteEnv, RemoteVectorEnv
 from policy_server.progress import Progress, ReturnWindow, progress_of
 
 if TYPE_CHECKING:
@@ -129,12 +131,30 @@ def _received(result: dict[str, Any]) -> int:
 
 def _traffic_of(runner: Any) -> tuple[int, int]:
     """Messages and bytes of one env runner, whichever of both directions it serves."""
-    server = getattr(runner, "_server", None)
-    counts = server.stats() if server is not None else {}
+    counts = [_counts_of(part) for part in _parts_of(runner)]
     return (
-        int(counts.get("messages_received", 0) + counts.get("messages_sent", 0)),
-        int(counts.get("bytes_received", 0) + counts.get("bytes_sent", 0)),
+        sum(each["messages_received"] + each["messages_sent"] for each in counts),
+        sum(each["bytes_received"] + each["bytes_sent"] for each in counts),
     )
+
+
+def _parts_of(runner: Any) -> list[Any]:
+    """Its policy server, or its environments."""
+    server = getattr(runner, "_server", None)
+    if server is not None:
+        return [server]
+    env = getattr(runner, "env", None)
+    if env is None:
+        return []
+    env = env.unwrapped
+    return [each.unwrapped for each in getattr(env, "envs", (env,))]
+
+
+def _counts_of(part: Any) -> Mapping[str, int]:
+    if isinstance(part, RemoteEnv | RemoteVectorEnv):
+        return part.traffic
+    stats: Callable[[], Mapping[str, int]] | None = getattr(part, "stats", None)
+    return collections.Counter() if stats is None else stats()
 
 
 def _cpu_s() -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from policy_server import cli, comparison
 
-WAYS = ("in_process", "remote")
+WAYS = ("in_process", "stepped", "remote")
 
 
 @pytest.mark.timeout(400)
@@ -27,9 +27,10 @@ def test_comparison_trains_in_each_way_and_tells_what_it_cost(tmp_path, capsys):
     assert (
         float(rows["in_process"]["messages/step"]) == float(rows["in_process"]["bytes/step"]) == 0
     )
-    # Eight environments share a request and an answer.
-    assert 0.2 < float(rows["remote"]["messages/step"]) < 0.4
-    assert float(rows["remote"]["bytes/step"]) > 16  # an observation of four floats at least
+    for way in WAYS[1:]:
+        # Eight environments share a request and an answer.
+        assert 0.2 < float(rows[way]["messages/step"]) < 0.4
+        assert float(rows[way]["bytes/step"]) > 16  # an observation of four floats at least
 
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [run["way"] for run in document["runs"]] == list(WAYS)
