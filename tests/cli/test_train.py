@@ -15,7 +15,9 @@ import grpc
 import psutil
 import pytest
 
+from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.faults import Reason
+from policy_server import cli
 from tests.server.talk import Talker, fault_in
 
 pytestmark = pytest.mark.timeout(240)
@@ -142,6 +144,10 @@ def test_training_reaches_its_goal_and_resumes_where_it_stopped(tmp_path):
     assert steps[-1] >= 2500
     assert not any(re.match(r"iteration +[123] ", line) for line in second.lines)
     assert version_after(second.lines, 4) > version_after(first.lines, 3)
+    # And what has been learnt can be taken along.
+    assert cli.main(["export", str(tmp_path), str(tmp_path / "policy.onnx")]) == 0
+    policy = OnnxPolicy((tmp_path / "policy.onnx").read_bytes())
+    assert policy.version == 5  # one for each iteration
 
 
 def reach_waiting(stack, *arguments):
