@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock setuptools
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock \
-		--no-build-isolation -e ".[server,certs,dev]"
+		--no-build-isolation -e ".[server,certs,video,dev]"
 	@touch $@
 
 demo: $(STAMP) ## Train CartPole from simulators in other processes, watch it, keep the picture
@@ -63,7 +63,7 @@ lock: ## Pin every dependency of all extras anew
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet --disable-pip-version-check "setuptools>=77"
 	$(VENV)-lock/bin/pip install --quiet --disable-pip-version-check \
-		--no-build-isolation -e ".[server,certs,dev]"
+		--no-build-isolation -e ".[server,certs,video,dev]"
 	@echo "# Every dependency of every extra. Made by \`make lock\`; used as pip install -c." > requirements.lock
 	$(VENV)-lock/bin/pip freeze --all --exclude-editable | grep -v '^pip==' \
 		| sed -E 's/\+[a-z0-9.]+$$//' >> requirements.lock

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from client_sdk import certificates, credentials, host_command
+from client_sdk import certificates, credentials, host_command, watch_command
 from client_sdk.config import Address, Timeouts
 from client_sdk.errors import InvalidValueError, PolicyClientError
 
@@ -179,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--debug", action="store_true", help="log in detail")
     _add_certs(commands)
     host_command.add_parser(commands, _EXIT_CODES)
+    watch_command.add_parser(commands, _EXIT_CODES)
     return parser
 
 

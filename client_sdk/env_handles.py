@@ -117,8 +117,8 @@ class FrameTap:
         now = time.monotonic()
         if now < self._due:
             return False
-        # Keep the rate, not the phase of a late one.
-        self._due = max(self._due + self._pause_s, now)
+        # A little late is made up for, a long pause is not.
+        self._due = max(self._due, now - self._pause_s) + self._pause_s
         return True
 
     def offer(self, frame: NDArray[np.uint8]) -> None:
@@ -235,7 +235,8 @@ class EnvHandle:
                 tap.end()
                 return
             self._taps.append(tap)
-            self._show([tap])
+            if tap.due():
+                self._show([tap])
 
         self._thread.post(begin)
         if self._closed.is_set():  # then it may have come too late

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gymnasium as gym
@@ -20,12 +21,13 @@ class Viewer:
         Raises:
             gymnasium.error.DependencyNotInstalled: There is no pygame.
         """
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it would greet on stdout
         try:
             import pygame
         except ImportError as error:
             raise gym.error.DependencyNotInstalled(
-                'render_mode="human" shows the frames with pygame, which is not installed: '
-                "pip install pygame"
+                "frames are shown with pygame, which is not installed: "
+                'pip install "policy-server[video]"'
             ) from error
         self._pygame: Any = pygame
         self._title = f"environment at {address}"

@@ -139,7 +139,8 @@ class Scripted(gym.Env):
         return np.full(2, self._step, np.float32), 1.0, ended, False, outcome or {}
 
     def render(self) -> Any:
-        return self._script.note("render") or np.full((4, 6, 3), self._step, np.uint8)
+        frame = self._script.note("render")
+        return np.full((4, 6, 3), self._step, np.uint8) if frame is None else frame
 
     def close(self) -> None:
         self._script.note("close")

@@ -1,0 +1,155 @@
+"""``policy-client watch``: look at an environment that a host runs, or record it. Main thread only."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk import credentials
+from client_sdk.config import Address, check_token
+from client_sdk.diagnosis import diagnose
+from client_sdk.env_connection import EnvConnection
+from client_sdk.errors import InvalidValueError, PolicyClientError, error_from_fault
+from client_sdk.transport import Disconnected, Endpoint
+from client_sdk.video import VideoFile
+from client_sdk.viewer import Viewer
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.faults import Fault
+from client_sdk.wire.tensors import tensor_from_proto
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+_EXAMPLES = """\
+examples:
+  policy-client host CartPole-v1 --kwargs '{"render_mode": "rgb_array"}'
+  policy-client watch localhost:9901
+  policy-client watch localhost:9901 --out run.mp4 --seconds 20
+"""
+
+
+def add_parser(commands: Any, epilog: str) -> None:
+    """Add the command to a program's."""
+    watch = commands.add_parser(
+        "watch",
+        help="look at an environment that a host runs, or record it",
+        description="Show the frames of an environment that a host runs while somebody else steps "
+        "it; or record them. What it steps must be rendered as rgb_array.",
+        epilog=f"{_EXAMPLES}\n{epilog}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    watch.add_argument("address", metavar="HOST:PORT", help="the host of environments")
+    watch.add_argument("--out", type=Path, metavar="FILE.mp4", help="record, instead of showing")
+    watch.add_argument(
+        "--fps", type=_positive, default=30.0, metavar="N", help="frames per second (default: 30)"
+    )
+    watch.add_argument(
+        "--seconds", type=_positive, metavar="S", help="end after S seconds (default: Ctrl-C)"
+    )
+    watch.add_argument(
+        "--index",
+        type=_index,
+        default=0,
+        metavar="I",
+        help="which of an environment's copies that step together (default: 0)",
+    )
+    credentials.add_client_options(watch)
+    watch.add_argument("--debug", action="store_true", help="log in detail")
+    watch.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Watch until the time is over, the host ends, or a signal comes.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        address = Address.parse(options.address)
+        token, tls = credentials.token(options), credentials.client_tls(options)
+        check_token(token, address, tls=tls is not None, insecure=bool(options.insecure))
+        endpoint = Endpoint(address, tls, token, peer="host of environments")
+        show, finish = _sink(options, address)
+    except InvalidValueError as error:
+        return _failed(EXIT_USAGE, str(error))
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        return _failed(EXIT_FAILED, str(error))
+    try:
+        for frame in _frames(endpoint, options):
+            show(frame)
+    except PolicyClientError as error:
+        return _failed(EXIT_FAILED, str(error))
+    finally:
+        finish()
+    return 0
+
+
+def _sink(
+    options: argparse.Namespace, address: Address
+) -> tuple[Callable[[NDArray[np.uint8]], None], Callable[[], None]]:
+    """Where frames go, and what ends it."""
+    if options.out is None:
+        viewer = Viewer(address)
+        return lambda frame: viewer.show(frame, options.fps), viewer.close
+    video = VideoFile(options.out, options.fps)
+
+    def finish() -> None:
+        video.close()
+        if video.frames:
+            print(f"wrote {video.frames} frames to {options.out}", flush=True)
+        else:
+            print(f"policy-client: no frame came; {options.out} is not written", file=sys.stderr)
+
+    return video.add, finish
+
+
+def _frames(endpoint: Endpoint, options: argparse.Namespace) -> Iterator[NDArray[np.uint8]]:
+    """Frames of whichever environment the host runs, until the time is over or the host ends."""
+    request = pb.StreamFramesRequest(env_index=options.index, max_frames_per_second=options.fps)
+    connection = EnvConnection(endpoint)
+    start, seen = time.monotonic(), 0
+    try:
+        for response in connection.stream_frames(request, options.seconds):
+            seen += 1
+            yield np.asarray(tensor_from_proto(response.frame, "frame"))
+    except Disconnected as error:
+        waited_s = time.monotonic() - start
+        if options.seconds is not None and waited_s >= options.seconds:
+            return
+        if not seen:
+            raise diagnose(endpoint, waited_s, error.why, 1.5) from None
+        logger.info("the host is gone (%s)", error.why)
+    except Fault as fault:
+        raise error_from_fault(fault) from None
+    finally:
+        connection.disconnect()
+
+
+def _failed(code: int, message: str) -> int:
+    print(f"policy-client: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+def _index(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, got {text}")
+    return value

@@ -1,0 +1,339 @@
+"""Frames: when they are drawn, who sees them, and what they are recorded to."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from client_sdk import RemoteEnv, RemoteVectorEnv
+from client_sdk.config import Address
+from client_sdk.env_connection import EnvConnection
+from client_sdk.errors import (
+    EnvironmentFailedError,
+    SpaceMismatchError,
+    StepOutOfOrderError,
+    WrongModeError,
+)
+from client_sdk.transport import Endpoint
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.tensors import tensor_from_proto
+from tests.stepping.support import PATIENCE_S, Mixed, Script, hosting, wait_for
+
+WATCH = [sys.executable, "-m", "client_sdk.cli", "watch"]
+SCREENLESS = {**os.environ, "SDL_VIDEODRIVER": "dummy"}
+
+
+class Watcher:
+    """Frames of a host, as another process would stream them."""
+
+    def __init__(self, address, **request):
+        self._connection = EnvConnection(Endpoint(Address.parse(address)))
+        self._frames = self._connection.stream_frames(pb.StreamFramesRequest(**request), PATIENCE_S)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._frames.close()
+        self._connection.disconnect()
+
+    def next(self):
+        return tensor_from_proto(next(self._frames).frame)
+
+
+def test_frames_are_those_of_the_environment_and_drawn_only_when_asked_for():
+    script = Script()
+    with (
+        hosting(script.make) as host,
+        RemoteEnv(host.address, render_mode="rgb_array") as env,
+    ):
+        env.reset()
+        for step in range(1, 4):
+            env.step(0)
+            assert script.count("render") == step - 1
+            frame = env.render()
+            assert (frame.dtype, frame.shape) == (np.uint8, (4, 6, 3))
+            assert (frame == step).all()
+
+
+def test_each_environment_of_a_vector_has_its_frame():
+    with hosting(Mixed) as host:
+        with RemoteVectorEnv(host.address, num_envs=3, render_mode="rgb_array") as envs:
+            envs.reset(seed=1, options={"from": 2})
+            assert [int(frame[0, 0, 0]) for frame in envs.render()] == [2, 2, 2]
+        with RemoteVectorEnv(host.address, num_envs=2) as envs:
+            envs.reset(seed=1)
+            assert envs.render() is None
+
+
+def test_without_a_render_mode_there_is_no_frame():
+    with hosting(Mixed) as host, RemoteEnv(host.address) as env:
+        env.reset(seed=1)
+        assert env.render() is None
+        assert env.metadata["render_modes"] == ["human", "rgb_array"]
+        assert env.metadata["render_fps"] == 30
+
+
+def test_rendering_before_the_first_reset_is_refused():
+    with hosting(Mixed) as host, RemoteEnv(host.address, render_mode="rgb_array") as env:
+        with pytest.raises(StepOutOfOrderError, match="reset first"):
+            env.render()
+        env.reset(seed=1)
+        env.render()
+
+
+def test_a_frame_that_is_none_is_the_failure_of_its_environment():
+    script = Script(render=lambda: np.zeros((2, 2), np.uint8))
+    with hosting(script.make) as host, RemoteEnv(host.address, render_mode="rgb_array") as env:
+        env.reset()
+        with pytest.raises(EnvironmentFailedError, match=r"expected uint8 \[height, width, 3\]"):
+            env.render()
+
+
+def test_human_mode_shows_each_step_on_this_side(monkeypatch):
+    pytest.importorskip("pygame", reason="the extra `video`")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    script = Script()
+    with hosting(script.make) as host, RemoteEnv(host.address, render_mode="human") as env:
+        assert env.render_mode == "human"
+        env.reset()
+        env.step(0)
+        assert env.render() is None
+        assert script.count("render") == 3
+        assert env._remote.viewer._window.get_at((5, 3))[:3] == (1, 1, 1)
+
+
+def test_human_mode_without_pygame_says_what_to_install():
+    code = """
+import sys
+sys.modules["pygame"] = None
+from gymnasium.error import DependencyNotInstalled
+from client_sdk import RemoteEnv
+try:
+    RemoteEnv("127.0.0.1:1", render_mode="human")
+except DependencyNotInstalled as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 'pip install "policy-server[video]"' in done.stdout
+
+
+# -- watching
+
+
+def test_a_watcher_sees_what_somebody_else_steps_and_disturbs_nothing():
+    script = Script()
+    with (
+        hosting(script.make, kwargs={"render_mode": "rgb_array"}) as host,
+        RemoteEnv(host.address) as env,
+    ):
+        env.reset()
+        env.step(0)
+        assert script.count("render") == 0
+        with Watcher(host.address) as watcher:
+            assert watcher.next()[0, 0, 0] == 1  # at once, before the next step
+            env.step(0)
+            assert watcher.next()[0, 0, 0] == 2
+        # Nobody watches any more: nothing is drawn.
+        wait_for(lambda: draws(env, script) == 0)
+
+
+def draws(env, script):
+    before = script.count("render")
+    env.step(0)
+    return script.count("render") - before
+
+
+def test_a_slow_watcher_misses_frames_and_gets_the_newest():
+    with (
+        hosting(Script().make, kwargs={"render_mode": "rgb_array"}) as host,
+        RemoteEnv(host.address) as env,
+        Watcher(host.address) as watcher,
+    ):
+        env.reset()
+        watcher.next()
+        for _ in range(200):
+            env.step(0)
+        seen = [int(watcher.next()[0, 0, 0])]
+        while seen[-1] != 200:
+            seen.append(int(watcher.next()[0, 0, 0]))
+        assert seen == sorted(seen)
+
+
+def test_frames_come_no_more_often_than_asked_for():
+    script = Script()
+    with (
+        hosting(script.make, kwargs={"render_mode": "rgb_array"}) as host,
+        RemoteEnv(host.address) as env,
+        Watcher(host.address, max_frames_per_second=0.01) as watcher,
+    ):
+        env.reset()
+        watcher.next()
+        for _ in range(50):
+            env.step(0)
+        assert script.count("render") <= 2
+
+
+def test_a_watcher_may_come_first_and_stays_for_the_next_environment():
+    with (
+        hosting(Script().make, kwargs={"render_mode": "rgb_array"}) as host,
+        Watcher(host.address) as watcher,
+    ):
+        seen = []
+
+        def watch():
+            seen.append(watcher.next())
+            seen.append(watcher.next())
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        for number in (1, 2):
+            with RemoteEnv(host.address) as env:
+                env.reset()
+                wait_for(lambda number=number: len(seen) >= number or not watching.is_alive())
+        watching.join(PATIENCE_S)
+        assert len(seen) == 2
+
+
+def test_a_watched_handle_that_closes_ends_its_stream():
+    with hosting(Mixed) as host, RemoteEnv(host.address, render_mode="rgb_array") as env:
+        env.reset(seed=1)
+        with Watcher(host.address, env_handle=env._remote.driver.handle) as watcher:
+            watcher.next()
+            env.close()
+            assert sum(1 for _ in watcher._frames) <= 1
+
+
+def test_what_cannot_be_watched_says_why_and_goes_on():
+    with hosting(Mixed) as host, RemoteEnv(host.address) as env:
+        env.reset(seed=1)
+        with (
+            Watcher(host.address) as watcher,
+            pytest.raises(WrongModeError, match=r"rgb_array.*--kwargs"),
+        ):
+            watcher.next()
+        env.step(env.action_space.sample())
+    with (
+        hosting(Mixed, kwargs={"render_mode": "rgb_array"}) as host,
+        RemoteEnv(host.address) as env,
+        Watcher(host.address, env_index=4) as watcher,
+    ):
+        env.reset(seed=1)
+        with pytest.raises(SpaceMismatchError, match="expected 0 to 0, got 4"):
+            watcher.next()
+
+
+# -- the command
+
+
+def test_it_records_a_video_that_can_be_played(tmp_path):
+    imageio = pytest.importorskip("imageio", reason="the extra `video`")
+    file = tmp_path / "run.mp4"
+    script = Script(render=lambda: np.full((33, 47, 3), 200, np.uint8))
+    with (
+        hosting(script.make, kwargs={"render_mode": "rgb_array"}) as host,
+        RemoteEnv(host.address) as env,
+    ):
+        env.reset()
+        process = subprocess.Popen(
+            [*WATCH, host.address, "--out", str(file), "--fps", "20", "--seconds", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None:
+            env.step(0)
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    frames = int(out.split()[1])
+    assert out == f"wrote {frames} frames to {file}\n"
+    assert 1 < frames <= 42
+    with imageio.get_reader(file) as reader:
+        pictures = [np.asarray(picture) for picture in reader]
+    assert len(pictures) == frames
+    assert pictures[0].shape == (34, 48, 3)  # even, for the players
+    assert abs(int(pictures[0][5, 5, 0]) - 200) < 8
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_it_finishes_its_file_when_it_is_interrupted(tmp_path):
+    imageio = pytest.importorskip("imageio", reason="the extra `video`")
+    file = tmp_path / "run.mp4"
+    script = Script(render=lambda: np.zeros((32, 32, 3), np.uint8))
+    with (
+        hosting(script.make, kwargs={"render_mode": "rgb_array"}) as host,
+        RemoteEnv(host.address) as env,
+    ):
+        env.reset()
+        process = subprocess.Popen(
+            [*WATCH, host.address, "--out", str(file)], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            wait_for(lambda: stepped(env, script) > 5)
+            process.terminate()
+            out, _ = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 143
+    assert out.startswith("wrote ")
+    with imageio.get_reader(file) as reader:
+        assert sum(1 for _ in reader) == int(out.split()[1])
+
+
+def stepped(env, script):
+    env.step(0)
+    return script.count("render")
+
+
+def test_it_shows_frames_until_the_host_ends():
+    pytest.importorskip("pygame", reason="the extra `video`")
+    script = Script()
+    with (
+        hosting(script.make, kwargs={"render_mode": "rgb_array"}) as host,
+        RemoteEnv(host.address) as env,
+    ):
+        env.reset()
+        process = subprocess.Popen(
+            [*WATCH, host.address], env=SCREENLESS, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            wait_for(lambda: stepped(env, script) > 2)
+            host.stop()
+            _, err = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 0
+    assert "the host is gone" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["nowhere"], 2, "host:port"),
+        (["a:1", "--out", "run.gif"], 2, ".mp4"),
+        (["a:1", "--out", "/none/run.mp4"], 2, "/none"),
+        (["a:1", "--fps", "0"], 2, "--fps"),
+        (["a:1", "--index", "-1"], 2, "--index"),
+        (["127.0.0.1:1"], 1, "nobody listens"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, code, says):
+    pytest.importorskip("imageio", reason="the extra `video`")
+    done = subprocess.run(
+        [*WATCH, *arguments],
+        env=SCREENLESS,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
