@@ -88,13 +88,14 @@ class PolicyServerConfig:
     max_message_bytes: int = 64 * 1024 * 1024
     """One request or answer."""
     policies_kept: int = 16
-    """Policy files that stay loaded, the newest one among them: uploads that name one of these are
+    """Policy files that stay loaded, fewer if they are large: uploads that name one of these are
     checked against it."""
     policies_remembered: int = 1000
     """Policy files that uploads may name at all; experience of older ones is refused."""
     steps_per_upload: int | Literal["auto"] = "auto"
-    """How many steps a client that acts alone is asked to upload at a time. ``"auto"`` is an eighth
-    of a fragment, at most 1000."""
+    """How many steps a client that acts alone is asked to upload at a time; less in hold mode where
+    there are so many clients that their uploads would not fit into the buffer. ``"auto"`` is an
+    eighth of a fragment, at most 1000."""
     keepalive_s: float = 10.0
     """A silent connection is probed this often, and given up after as long again without answer."""
     drain_s: float = 2.0

@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from client_sdk.wire.faults import Fault, Reason
@@ -226,17 +226,21 @@ class EpisodeBook:
         Raises:
             Fault: LIMIT_EXCEEDED naming the setting; none of them is announced.
         """
-        new = {
-            number: options
-            for number, options in episodes.items()
+        new = self.unheard_of(episodes)
+        if new:
+            self._store.check_room(self.open_episodes, len(new))
+            self._announced.update((number, episodes[number]) for number in new)
+            self._store.announced += len(new)
+
+    def unheard_of(self, numbers: Iterable[int]) -> set[int]:
+        """Which of these episodes are neither announced nor running, and have not ended here."""
+        return {
+            number
+            for number in numbers
             if number not in self.running
             and number not in self._announced
             and (number, "") not in self._ended
         }
-        if new:
-            self._store.check_room(self.open_episodes, len(new))
-            self._announced.update(new)
-            self._store.announced += len(new)
 
     def start(self, number: int, agent: str, step: int, field: str) -> AgentTrack:
         """The track of an agent's first row.

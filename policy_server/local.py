@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
+from policy_server.buffer import ExperienceBuffer
 from policy_server.downloads import Downloads
 from policy_server.episodes import EpisodeOptions, EpisodeStore
 from policy_server.sessions import Session
@@ -32,6 +33,7 @@ class LocalInference:
         recorder: UploadRecorder,
         gate: UploadGate,
         store: EpisodeStore,
+        buffer: ExperienceBuffer,
         *,
         impossible: str | None,
         steps_per_upload: int,
@@ -43,7 +45,8 @@ class LocalInference:
             downloads: Answers ``GetPolicy``.
             recorder: Takes chunks.
             gate: Holds uploads back.
-            store: Where they go.
+            store: Their episodes.
+            buffer: Where they go.
             impossible: Why there is no local inference here; None where there is.
             steps_per_upload: Told to clients.
             hold: The server learns on-policy: answers to uploads wait while it does.
@@ -52,6 +55,7 @@ class LocalInference:
         self.recorder = recorder
         self.gate = gate
         self._store = store
+        self._buffer = buffer
         self._impossible = impossible
         self._steps_per_upload = steps_per_upload
         self._hold = hold
@@ -70,10 +74,14 @@ class LocalInference:
                 field,
             )
 
-    def greet(self, response: pb.OpenSessionResponse) -> None:
-        """Tell a client what it needs to know to act alone."""
-        response.steps_per_upload = self._steps_per_upload
+    def greet(self, response: pb.OpenSessionResponse, sessions: int) -> None:
+        """Tell a client what it needs to know to act alone; it is one of so many."""
         response.holds = self._hold
+        response.steps_per_upload = self._steps_per_upload
+        if self._hold:
+            # One upload of each client fits in: what has to wait for room becomes too old.
+            share = self._buffer.capacity_steps // max(1, sessions)
+            response.steps_per_upload = max(1, min(self._steps_per_upload, share))
 
     def cancel(self, fault: Fault) -> None:
         """End all calls that wait."""

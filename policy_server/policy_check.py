@@ -30,6 +30,10 @@ _TOLERANCE = 1e-3
 _LOGP_TOLERANCE = 1e-2
 """Of log-densities, on top of what the rounding of actions makes."""
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
+_SATURATED = 1.0 - 1e-6
+"""A tangent beyond could have come from anywhere."""
+_MOST_DEVIATIONS = 12.0
+"""Of a normal variable; as likely as 1e-33."""
 _SAC_LOG_STD = (-20.0, 2.0)
 """Bounds of RLlib's squashed Gaussian: MIN_LOG_NN_OUTPUT, MAX_LOG_NN_OUTPUT."""
 
@@ -65,14 +69,16 @@ class PolicyCheck:
             policy: The file that the chunk names.
             observations: Raw, by leaf, ``[T, ...]``.
             actions: As the graph gave them, ``[T, ...]``.
-            outputs: By role, ``[T, ...]``; without distribution inputs there is nothing to check.
+            outputs: By role, ``[T, ...]``. Where the algorithm records no distribution inputs, only
+                SAC's actions are looked at: whether the policy could have come to them.
             field: Path to the chunk.
 
         Raises:
             Fault: POLICY_MISMATCH.
         """
         given = outputs.get(DIST_INPUTS)
-        if given is None:
+        squashed = policy.spec.distribution == "squashed_gaussian"
+        if given is None and not squashed:
             return
         rows = np.unique(np.linspace(0, len(actions) - 1, _ROWS).astype(np.intp))
         noise = policy.spec.noise
@@ -81,6 +87,9 @@ class PolicyCheck:
             np.full((len(rows), noise.size), noise.greedy, np.float32),
             (DIST_INPUTS,),
         )
+        if given is None:
+            _check_reachable(expected.astype(np.float64), actions[rows], rows, f"{field}.actions")
+            return
         inputs = given[rows].astype(np.float64)
         off = np.abs(inputs - expected) > _TOLERANCE * np.maximum(1.0, np.abs(expected))
         if off.any():
@@ -141,13 +150,36 @@ def _squashed_gaussian(inputs: _Floats, actions: NDArray[Any]) -> tuple[_Floats,
     """The same for the hyperbolic tangents of such numbers; Haarnoja et al. 2018, appendix C."""
     mean, log_std = np.split(inputs, 2, axis=-1)
     log_std = np.clip(log_std, *_SAC_LOG_STD)
-    # A rounded tangent of 1 could have come from anywhere beyond.
-    tanh = np.clip(actions.astype(np.float64), -1 + _ROUNDING, 1 - _ROUNDING)
+    tanh = np.clip(actions.astype(np.float64), -_SATURATED, _SATURATED)
     slope = 1.0 - np.square(tanh)
     logps, rounding = _gaussian(mean, log_std, np.arctanh(tanh), _ROUNDING / slope)
     rounding = rounding + (_ROUNDING / slope).sum(axis=-1)
-    rounding[(np.abs(actions) > 1 - _ROUNDING).any(axis=-1)] = np.inf
+    rounding[(np.abs(actions) > _SATURATED).any(axis=-1)] = np.inf
     return logps - np.log(slope).sum(axis=-1), rounding
+
+
+def _check_reachable(
+    inputs: _Floats, actions: NDArray[Any], rows: NDArray[np.intp], field: str
+) -> None:
+    """Hyperbolic tangents ``[N, d]`` of what is not too many deviations from the mean."""
+    mean, log_std = np.split(inputs, 2, axis=-1)
+    magnitude = np.abs(actions)
+    tanh = np.clip(actions.astype(np.float64), -_SATURATED, _SATURATED)
+    deviations = np.abs(np.arctanh(tanh) - mean) / np.exp(np.clip(log_std, *_SAC_LOG_STD))
+    error = _ROUNDING / (1.0 - np.square(tanh)) / np.exp(np.clip(log_std, *_SAC_LOG_STD))
+    off = (magnitude > 1.0) | (
+        (magnitude < _SATURATED)
+        & (deviations - error > _MOST_DEVIATIONS + _TOLERANCE * np.abs(mean))
+    )
+    if off.any():
+        row, at = np.argwhere(off)[0].tolist()
+        raise _mismatch(
+            f"at step {rows[row]} the policy cannot have given {actions[row, at]:.6g} at [{at}]: its "
+            f"actions are around {np.tanh(mean[row, at]):.6g}, between -1 and 1. Upload the graph's "
+            'output "actions", not "env_actions"; set logged where the application chose the action '
+            "itself",
+            field,
+        )
 
 
 def _gaussian(

@@ -7,7 +7,7 @@ needs that was made with them: which version it was, and how the learner sees it
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Protocol
 
 from client_sdk.wire.faults import Fault, Reason
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from policy_server.learner_view import LearnerView
 
 _RETRY_AFTER_S = 0.1
+_MAX_KEPT_BYTES = 64 * 1024 * 1024
+"""Of files that stay loaded; each costs about twice its size."""
+_LEAST_KEPT = 2
+"""Whatever their size: the version before is what most uploads name."""
 
 
 class ExportedPolicy(Protocol):
@@ -60,12 +64,14 @@ class PolicyFiles:
         """Nothing is published yet.
 
         Args:
-            max_kept: Files that stay loadable, the newest one among them.
+            max_kept: Files that stay loaded, the newest one among them; fewer of large ones.
             max_remembered: Files that experience may still name.
         """
         self._max_kept = max_kept
         self._max_remembered = max_remembered
         self._files: OrderedDict[bytes, PolicyFile] = OrderedDict()
+        self._kept: deque[PolicyFile] = deque()
+        self._kept_bytes = 0
         self._waits: set[Waiting] = set()
         self.newest: PolicyFile | None = None
 
@@ -76,9 +82,15 @@ class PolicyFiles:
         self.newest = self._files[exported.sha256] = PolicyFile(exported)
         if len(self._files) > self._max_remembered:
             self._files.popitem(last=False)
-        if len(self._files) > self._max_kept:
-            # In order: only the one that has just become too old still has its file.
-            list(self._files.values())[-self._max_kept - 1].exported = None
+        self._kept.append(self.newest)
+        self._kept_bytes += len(exported.model)
+        while len(self._kept) > self._max_kept or (
+            self._kept_bytes > _MAX_KEPT_BYTES and len(self._kept) > _LEAST_KEPT
+        ):
+            old = self._kept.popleft()
+            if old.exported is not None:
+                self._kept_bytes -= len(old.exported.model)
+            old.exported = None
         waits, self._waits = self._waits, set()
         for wait in waits:
             wait.wake()

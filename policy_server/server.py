@@ -360,6 +360,7 @@ class _Parts:
                 wait_timeout_s=config.wait_timeout_s,
             ),
             self.store,
+            server._buffer,
             impossible=server._remote_only,
             steps_per_upload=server._steps_per_upload,
             hold=server._hold,

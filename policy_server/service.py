@@ -136,7 +136,7 @@ class PolicyService:
         response.session_id = session.session_id
         response.policy_version = self._policy_version()
         if local:
-            self._local.greet(response)
+            self._local.greet(response, len(self._sessions))
             if request.session_id != session.session_id:
                 response.delivered_sequence = self._sessions.uploaded(request.session_id)
         return response

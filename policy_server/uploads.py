@@ -135,7 +135,9 @@ class UploadRecorder:
         """
         fresh = _fresh(chunks, log.accepted)
         self._check_room(fresh, starts, book)
-        noted = {each.episode: each.values for each in metrics}
+        noted: dict[int, dict[str, float]] = {}
+        for each in metrics:
+            noted.setdefault(each.episode, {}).update(each.values)
         for number, values in noted.items():
             book.note_metrics(number, values)
         faults: list[tuple[int, Fault]] = []
@@ -183,9 +185,8 @@ class UploadRecorder:
             if chunk.status not in (0, RUNNING):
                 begun.discard(number)
                 change -= 1
-        started = {chunk.episode for chunk in fresh}
-        later = sum(number not in started for number in starts)
-        self._store.check_room(book.open_episodes, max(most, change + later))
+        later = book.unheard_of(starts) - {chunk.episode for chunk in fresh}
+        self._store.check_room(book.open_episodes, max(most, change + len(later)))
 
     def _take(
         self,

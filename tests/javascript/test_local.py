@@ -12,8 +12,8 @@ import grpc
 from client_sdk.wire import policyserver_pb2 as pb
 from tests.javascript.support import EXAMPLE, node, output_of, running
 from tests.javascript.test_remote import EPISODE, ends_of, port_of
+from tests.server.exporting import exporting
 from tests.server.talk import eventually
-from tests.server.uploading import exporting
 
 DOWNLOADING = Path(__file__).parent / "downloading.mjs"
 TAKEN = re.compile(r"^policy version (\d+), ", re.MULTILINE)

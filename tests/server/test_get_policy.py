@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import grpc
@@ -13,8 +14,9 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
+from tests.server.exporting import exporting
 from tests.server.talk import Talker, check_fault, eventually, fault_in, refused, rows, seen
-from tests.server.uploading import Uploader, exporting
+from tests.server.uploading import Uploader
 from tests.servers import serving
 
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
@@ -41,6 +43,20 @@ def test_local_session_is_told_how_to_upload():
         with Talker(server.address, connect=False) as remote:
             told = remote.open()
             assert (told.steps_per_upload, told.holds) == (0, False)
+
+
+def test_many_clients_that_are_held_upload_less_at_a_time():
+    settings = {"steps_per_upload": 50, "capacity_steps": 200}
+    with exporting(hold=True, **settings) as server, contextlib.ExitStack() as stack:
+        told = []
+        for _ in range(8):
+            client = stack.enter_context(Uploader(server.address, connect=False))
+            told.append(client.open().steps_per_upload)
+        assert told == [50, 50, 50, 50, 40, 33, 28, 25]
+    with exporting(**settings) as server, contextlib.ExitStack() as stack:
+        for _ in range(8):
+            client = stack.enter_context(Uploader(server.address, connect=False))
+            assert client.open().steps_per_upload == 50
 
 
 def test_local_session_is_refused_with_the_reason_where_the_policy_has_no_file():

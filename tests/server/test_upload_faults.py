@@ -14,10 +14,11 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
 from client_sdk.wire.tensors import tensor_from_proto, tensor_to_proto
+from tests.server.exporting import exporting
 from tests.server.talk import TERMINATED, batch, check_fault, eventually, program, refused, seen
 from tests.server.test_ledger import check_trained_once_and_in_order
 from tests.server.test_uploads import faults_in, logged
-from tests.server.uploading import Uploader, exporting
+from tests.server.uploading import Uploader
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 BOX = gym.spaces.Box(-2, 3, (2,), np.float32)

@@ -10,9 +10,10 @@ import pytest
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
+from tests.server.exporting import exporting
 from tests.server.talk import TERMINATED, check_fault, eventually, fault_in, refused, seen
 from tests.server.test_uploads import faults_in, logged, observations_of
-from tests.server.uploading import Uploader, exporting
+from tests.server.uploading import Uploader
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -7,10 +7,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.sac import SACConfig
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.tensors import tensor_to_proto
+from tests.server.exporting import exporting
 from tests.server.talk import (
     ABANDONED,
     TERMINATED,
@@ -23,7 +25,7 @@ from tests.server.talk import (
     rows,
     seen,
 )
-from tests.server.uploading import Uploader, exporting
+from tests.server.uploading import Uploader
 
 EVALUATION = {"evaluation": True}
 GREEDY = {"greedy": True}
@@ -389,6 +391,27 @@ def test_episodes_of_an_algorithm_without_densities_are_taken():
         client.deliver(client.chunk(1, 0, seen(0, 1, 2), status=TERMINATED))
         (chunk,) = server.collect(2)
         assert chunk.rows[0][0].outputs == {}
+
+
+def sac():
+    return SACConfig().rl_module(model_config={"fcnet_hiddens": [8], "head_fcnet_hiddens": [8]})
+
+
+def test_actions_of_sac_are_looked_at_though_it_records_no_densities():
+    observations = np.random.default_rng(1).normal(0, 5, (301, 4)).astype(np.float32)
+    with (
+        exporting(sac(), action_space=CAR, need_logp=False) as server,
+        Uploader(server.address) as client,
+    ):
+        client.fly()
+        client.deliver(client.chunk(1, 0, observations))
+        (chunk,) = server.collect(300)
+        assert chunk.rows[0][0].outputs == {}
+        wrong = client.chunk(2, 0, observations)
+        wrong.actions.CopyFrom(batch(client.executed))
+        fault = faults_in(client.upload(wrong))[0]
+        says = ("between -1 and 1", '"actions", not "env_actions"')
+        check_fault(fault, Reason.POLICY_MISMATCH, "chunks[0].actions", *says)
 
 
 # Together with rows.
