@@ -172,6 +172,7 @@ class Simulator:
         length: int = 5,
         rows: int = 0,
         space: Any = OBSERVATIONS,
+        inference_mode: str = "remote",
         **options: Any,
     ) -> None:
         """Start.
@@ -181,11 +182,14 @@ class Simulator:
             length: Of each episode; every other one is truncated instead of terminated.
             rows: Episodes that step together; 0 for single ones.
             space: Of observations, which are samples of it.
+            inference_mode: Where actions are chosen.
             options: Of each episode.
         """
         self.failure: Exception | None = None
         self._stop = threading.Event()
-        self._client = PolicyClient(address, timeouts=Timeouts(connect_s=5.0))
+        self._client = PolicyClient(
+            address, inference_mode, update_interval=0.1, timeouts=Timeouts(connect_s=5.0)
+        )
         self._length, self._rows, self._options, self._space = length, rows, options, space
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

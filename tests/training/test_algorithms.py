@@ -159,12 +159,14 @@ def test_dqn_replays_chunks_under_changing_statistics_of_a_filter(ray_session):
     assert np.isfinite(result["learners"]["default_policy"]["qf_loss"])
 
 
-@pytest.mark.parametrize("engine", ["onnx", "rl_module"])
-def test_sac_learns_from_its_own_actions_before_they_are_scaled(ray_session, engine):
+@pytest.mark.parametrize(
+    ("engine", "mode"), [("onnx", "remote"), ("onnx", "local"), ("rl_module", "remote")]
+)
+def test_sac_learns_from_its_own_actions_before_they_are_scaled(ray_session, engine, mode):
     config = _small_sac()
     if engine == "rl_module":
         config.rl_module(rl_module_spec=RLModuleSpec(module_class=OwnSAC))
-    with building(config) as algo, _simulating(algo, length=50):
+    with building(config) as algo, _simulating(algo, length=50, inference_mode=mode):
         assert algo.env_runner.engine.startswith(f"the {engine} engine")
         for _ in range(3):
             result = algo.train()
