@@ -54,12 +54,27 @@ def fork_count() -> int:
     return _forks
 
 
+_DISTRUST = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "Hostname Verification Check failed",
+    "WRONG_VERSION_NUMBER",  # plaintext where TLS was expected
+)
+
+
 class Disconnected(Exception):
     """The connection is gone, or never was: worth trying again. Never leaves the package."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
+
+    @property
+    def is_distrust(self) -> bool:
+        """Whether this side refused the other's certificate, or got none: waiting mends neither.
+
+        gRPC says so in words only. Should they change, finding out takes longer; no more than that.
+        """
+        return any(words in self.why for words in _DISTRUST)
 
 
 class Overdue(Exception):
@@ -143,6 +158,7 @@ class Attempts:
         self, start: float, budget_s: float, longest_attempt_s: float, lease_s: float | None
     ) -> None:
         self.diagnosis_s = min(1.5, 0.2 * budget_s)
+        self._is_first = lease_s is None
         self._start = start
         self._until = start + budget_s - self.diagnosis_s
         self._longest_attempt_s = min(longest_attempt_s, 3600.0)
@@ -158,7 +174,7 @@ class Attempts:
         return now - self._start
 
     def delay_s(self, now: float, failure: PolicyClientError | Disconnected) -> float | None:
-        """Until the next attempt; None: there is no time left for one.
+        """Until the next attempt; None: there is no time left for one, or it would be no better.
 
         Raises:
             PolicyClientError: ``failure``, where trying again cannot help.
@@ -168,6 +184,9 @@ class Attempts:
             asked_s = failure.retry_after_s
             if asked_s is None and not isinstance(failure, UnavailableError):
                 raise failure
+        # Who was connected is patient: that server is about to be put right.
+        if self._is_first and isinstance(failure, Disconnected) and failure.is_distrust:
+            return None
         left_s = self._until - now
         if asked_s is not None:
             return asked_s if asked_s < left_s else None

@@ -56,11 +56,6 @@ class CompareOptions:
     """Directory of ``comparison.json`` and ``comparison.png``."""
 
 
-def available() -> tuple[str, ...]:
-    """The ways whose programs are here."""
-    return tuple(way for way in WAYS if (EXAMPLES / f"{way}.py").is_file())
-
-
 def compare(options: CompareOptions, say: Callable[[str], None] = print) -> None:
     """Train in all ways, seed by seed; print a table, write JSON and a picture.
 
@@ -72,10 +67,10 @@ def compare(options: CompareOptions, say: Callable[[str], None] = print) -> None
         ComparisonError: A training failed, or there is nothing to run.
         OSError: The results cannot be written.
     """
-    if not options.ways or not set(options.ways) <= set(available()):
+    if missing := [way for way in options.ways if not (EXAMPLES / f"{way}.py").is_file()]:
         raise ComparisonError(
-            f"not all of the ways are in {EXAMPLES}. The comparison runs the examples beside the "
-            "sources: run it in a checkout"
+            f"no such file: {EXAMPLES / missing[0]}.py. The comparison runs the examples beside "
+            "the sources: run it in a checkout"
         )
     options.out.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from client_sdk import credentials
-from policy_server.comparison import WAYS, available
+from policy_server.comparison import WAYS
 from policy_server.config import PolicyServerConfig
 from policy_server.training_config import ALGORITHMS
 
@@ -275,12 +275,11 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    ways = available()
     parser.add_argument(
         "--ways",
         nargs="+",
         choices=tuple(WAYS),
-        default=ways,
+        default=tuple(WAYS),
         metavar="WAY",
         help=f"of {', '.join(WAYS)}; default: all",
     )

@@ -149,3 +149,9 @@ def test_only_what_may_change_is_tried_again():
     assert attempts.delay_s(8.4, NotReadyError("no policy yet", "", 0.7)) is None
     with pytest.raises(UnauthenticatedError):
         attempts.delay_s(0.0, UnauthenticatedError("no"))
+
+
+def test_who_is_not_trusted_is_not_asked_again_unless_a_session_is_to_be_saved():
+    distrust = Disconnected("UNAVAILABLE: handshake failed: CERTIFICATE_VERIFY_FAILED: expired")
+    assert Attempts(0.0, 60.0, 10.0, None).delay_s(0.0, distrust) is None
+    assert Attempts(0.0, 60.0, 10.0, 30.0).delay_s(0.0, distrust) > 0

@@ -1,0 +1,15 @@
+"""CartPole drives its own loop, acts by a downloaded policy and brings its experience back."""
+
+from ppo import ENVS, learn, ppo
+
+from policy_server import PolicyServerConfig, PolicyServerEnvRunner
+
+config = (
+    ppo()
+    .environment("CartPole-v1", env_config=PolicyServerConfig(port=0).to_env_config())
+    .env_runners(env_runner_cls=PolicyServerEnvRunner, num_env_runners=1)
+)
+simulators = ["client_sdk.cli", "run", "CartPole-v1", "--envs", str(ENVS), "--quiet"]
+
+if __name__ == "__main__":
+    learn(config, [*simulators, "--inference", "local"])
