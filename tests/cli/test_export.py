@@ -10,6 +10,7 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -17,8 +18,11 @@ from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 
 from client_sdk.onnx_policy import FilterSpec, OnnxPolicy
+from client_sdk.wire.batches import SpaceCodec
 from policy_server import cli, export, parity
 from policy_server.checkpoints import CheckpointDirectory
+from policy_server.onnx_check import module_inputs, probe
+from policy_server.rl_module_engine import frozen_pipeline
 from tests.documents import blocks
 from tests.runner.support import simulating
 from tests.training.support import address_of, building, over_cartpole
@@ -114,6 +118,38 @@ def test_the_newest_of_a_directory_of_checkpoints_is_exported_with_its_filter(
     rows = {"": np.array([[1e3] * 4, [1e6] * 4], np.float32)}
     (inputs,) = policy.run(rows, noise, ("action_dist_inputs",))
     assert np.array_equal(inputs[0], inputs[1])
+
+
+def test_a_training_without_a_policy_server_is_exported_as_well(ray_session, tmp_path, capsys):
+    config = (
+        PPOConfig()
+        .environment("CartPole-v1")
+        .env_runners(
+            num_env_runners=0,
+            env_to_module_connector=lambda env, spaces, device: MeanStdFilter(),
+        )
+        .training(train_batch_size=100, minibatch_size=50, num_epochs=1)
+        .rl_module(model_config=SMALL)
+    )
+    algo = config.build_algo()
+    try:
+        algo.train()
+        algo.save_to_path(tmp_path / "checkpoint")
+        codec = SpaceCodec(CARTPOLE)
+        rows = probe(codec, 50, np.random.default_rng(0))
+        module = algo.env_runner.module
+        pipeline = frozen_pipeline(algo.env_runner._env_to_module)
+        with torch.no_grad():
+            batch = module_inputs(module, pipeline, codec, rows, 50)
+            wanted = module.forward_inference(batch)["action_dist_inputs"].numpy()
+    finally:
+        algo.stop()
+    capsys.readouterr()
+    code, _, err = run(capsys, tmp_path / "checkpoint", tmp_path / "policy.onnx")
+    assert (code, err) == (0, [])
+    policy = OnnxPolicy((tmp_path / "policy.onnx").read_bytes())
+    (found,) = policy.run(rows, np.zeros((50, 2), np.float32), ("action_dist_inputs",))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_exporting_starts_no_ray_and_the_file_runs_without_this_project(trained, tmp_path):
