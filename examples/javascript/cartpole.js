@@ -1,4 +1,5 @@
-// CartPole-v1: the physics of Gymnasium's environment, 500 steps at most. Knows nothing of learning.
+// CartPole-v1: the physics of Gymnasium's environment, 500 steps at most. It knows nothing
+// of learning.
 
 const GRAVITY = 9.8;
 const CART_MASS = 1.0;

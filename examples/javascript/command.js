@@ -1,8 +1,16 @@
-// What the commands of this directory have in common: their options.
+// What remote.js and local.js have in common: their options, and how they end.
 
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { parseArgs } from 'node:util';
+
+import { PolicyError } from './contract.js';
+
+// What the server says is told in its words; anything else is a bug, with its stack.
+process.on('uncaughtException', (error) => {
+  console.error(error instanceof PolicyError ? error.message : error);
+  process.exit(1);
+});
 
 /** The options of the command line; `defaults` names those of the command, and their values. */
 export function options(defaults) {

@@ -58,7 +58,8 @@ function drive(stream) {
     try {
       handle ||= (reset ?? step)?.env_handle;
       const hosted = find(handle, { driven: true });
-      stream.write(request === 'reset' ? { reset: hosted.reset(reset) } : { step: hosted.step(step) });
+      if (request === 'reset') stream.write({ reset: hosted.reset(reset) });
+      else stream.write({ step: hosted.step(step) });
     } catch (error) {
       stream.write({ error: refusal(error).detail });
     }

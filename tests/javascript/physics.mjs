@@ -1,4 +1,5 @@
-// Plays given actions from a given state, and prints each step: node physics.mjs MODULE STATE ACTIONS
+// Plays given actions from a given state, and prints each step:
+// node physics.mjs MODULE STATE ACTIONS
 
 const [module, state, actions] = process.argv.slice(2);
 const { CartPole } = await import(module);

@@ -38,6 +38,26 @@ def test_episodes_arrive(envs):
         assert server.ledger()["received"] == sum(printed)
 
 
+def test_a_refusal_is_told_in_the_words_of_the_server(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("left")
+    with (
+        serving(token="right") as server,
+        play(server, "--token-file", token) as process,
+    ):
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert errors == "wrong token\n"
+
+
+def test_a_token_opens_the_door(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("right\n")
+    with serving(token="right") as server:
+        arguments = ("--server", server.address, "--token-file", token, "--episodes", 1)
+        assert len(EPISODE.findall(node("remote.js", *arguments))) == 1
+
+
 def test_actions_may_wait_for_the_first_policy():
     with serving(first_version=None) as server, play(server, "--episodes", 2) as process:
         eventually(lambda: server.server.stats()["requests"] > 0)
