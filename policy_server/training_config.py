@@ -190,7 +190,9 @@ def _tune_sac(config: AlgorithmConfig, *, runners: int) -> None:
             "fcnet_hiddens": [256, 256],
             "fcnet_activation": "relu",
             "fcnet_kernel_initializer": "xavier_uniform_",
-            "head_fcnet_hiddens": [],
+            # Of the critics, which must reach returns far from 0: not with tangents.
+            "fusionnet_hiddens": [256, 256, 256],
+            "fusionnet_activation": "relu",
         }
     )
 
