@@ -47,7 +47,7 @@ def test_benchmarks_that_documents_name_exist():
 
 
 def test_conversation_of_the_protocol_takes_place():
-    (conversation,) = blocks("docs/protocol.md", "python")
+    conversation, _ = blocks("docs/protocol.md", "python")
     with serving() as server:
         exec(compile(conversation, "docs/protocol.md", "exec"), {"address": server.address})
         chunks = server.collect(4)
