@@ -124,7 +124,7 @@ def _train(way: str, seed: int, options: CompareOptions) -> dict[str, Any]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End it if it runs, and whatever of its session is left."""
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_S)
     with contextlib.suppress(ProcessLookupError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ def learn(config: PPOConfig, simulators: Sequence[str] = ()) -> None:
     parser.add_argument("--report", type=Path, help="write there what it cost, as JSON")
     options = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends all in order, as Ctrl-C
     torch.set_num_threads(1)  # all ways alike; threads wait for each other on small machines
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     with contextlib.ExitStack() as ends:

@@ -145,9 +145,8 @@ def pids(algo):
 @in_rllib
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    ("runners", "vectorize"), [(0, "sync"), (0, "vector_entry_point"), (1, "sync"), (2, "sync"),
-                               (2, "vector_entry_point")]
-)  # fmt: skip
+    ("runners", "vectorize"), [(0, "vector_entry_point"), (1, "sync"), (2, "vector_entry_point")]
+)
 def test_ppo_steps_several_environments_in_each_env_runner(ray_session, runners, vectorize):
     with algorithm(
         num_env_runners=runners, num_envs_per_env_runner=3, gym_env_vectorize_mode=vectorize
