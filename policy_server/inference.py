@@ -228,8 +228,8 @@ def _try_out(factory: RLModuleFactory, spaces: RLModuleSpaces, *, certain: bool)
         said = " ".join(f"{type(error).__name__}: {error}".split())
         if certain:
             raise UnservableError(
-                f"RLlib cannot act on observations of {spaces.observation_space}: {said} "
-                f"({factory.reason})"
+                f"RLlib cannot act on observations of {spaces.observation_space} by actions of "
+                f"{spaces.action_space}: {said} ({factory.reason})"
             ) from error
         # Connectors of the user's own may rightly refuse what no application would send.
         _logger.warning("acting on made-up observations failed: %s", said)

@@ -155,9 +155,8 @@ def _actor_parts(
     if isinstance(space, gym.spaces.Discrete) and sampled is TorchCategorical:
         return logits, Categorical(space), NoiseSpec("gumbel", int(space.n), 0.0), "categorical"
     # RLlib derives one class per MultiDiscrete space, in a closure.
-    if isinstance(space, gym.spaces.MultiDiscrete) and sampled.__bases__ == (
-        TorchMultiCategorical,
-    ):
+    closure = sampled.__bases__ == (TorchMultiCategorical,)
+    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1 and closure:
         noise = NoiseSpec("gumbel", int(space.nvec.sum()), 0.0)
         return logits, MultiCategorical(space), noise, "multi_categorical"
     raise NotExportableError(f"{type(space).__name__} actions of {_kind_of(sampled)} have no graph")
