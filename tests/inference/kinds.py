@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -160,3 +161,42 @@ def built_as(name: str) -> tuple[Built, OnnxEnginePolicy, Any]:
     """One of the modules, its graph, and itself as a policy; not to be changed."""
     built = MODULES[name]()
     return built, *both(built)
+
+
+def random_kind(seed: int) -> Built:
+    """Any algorithm over any spaces that it takes, observations nested and flattened."""
+    rng = random.Random(seed)
+    config = rng.choice([ppo, sac, DQNConfig, c51, APPOConfig, IMPALAConfig])()
+    connectors = [FlattenObservations, *rng.choice([[], [MeanStdFilter]])]
+    observations = _random_observations(rng, depth=2)
+    return build(config, observations, _random_actions(rng, config), *connectors, seed=seed)
+
+
+def _random_observations(rng: random.Random, depth: int) -> gym.Space[Any]:
+    if depth and rng.random() < 0.6:
+        children = [_random_observations(rng, depth - 1) for _ in range(rng.randint(1, 3))]
+        if rng.random() < 0.5:
+            return gym.spaces.Tuple(children)
+        return gym.spaces.Dict({f"~{i}/": child for i, child in enumerate(children)})
+    sizes = [rng.randint(1, 4) for _ in range(rng.randint(1, 3))]
+    leaves: list[Callable[[], gym.Space[Any]]] = [
+        lambda: Box(-1.0, 1.0, tuple(sizes)),
+        lambda: Box(-np.inf, np.inf, tuple(sizes), np.float64),
+        lambda: Box(0, 255, tuple(sizes), np.uint8),
+        lambda: Discrete(sizes[0]),
+        lambda: MultiDiscrete(sizes),
+        lambda: gym.spaces.MultiBinary(sizes[0]),
+    ]
+    return rng.choice(leaves)()
+
+
+def _random_actions(rng: random.Random, config: Any) -> gym.Space[Any]:
+    discrete = Discrete(rng.randint(1, 6), start=rng.randint(-3, 3))
+    if isinstance(config, DQNConfig):
+        return discrete
+    low = np.array([rng.uniform(-5, 0) for _ in range(rng.randint(1, 4))], np.float32)
+    box = Box(low, low + np.float32(rng.uniform(0.1, 9.0)))
+    if isinstance(config, SACConfig):
+        return rng.choice([discrete, box])
+    sizes = [rng.randint(1, 4) for _ in range(rng.randint(1, 4))]
+    return rng.choice([discrete, box, MultiDiscrete(sizes)])

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from kinds import random_kind
 from modules import CARTPOLE, Built, build, contexts, flags
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
@@ -106,6 +107,12 @@ def test_a_default_module_is_served_by_its_graph() -> None:
     factory = build(PPOConfig()).factory()
     assert factory.name == "onnx"
     assert "DefaultPPOTorchRLModule" in factory.reason
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_spaces_a_default_module_has_a_graph_that_passes_its_check(seed: int) -> None:
+    factory = random_kind(seed).factory()
+    assert factory.name == "onnx", factory.reason
 
 
 def test_a_graph_that_differs_from_rllib_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
