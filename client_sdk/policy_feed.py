@@ -203,7 +203,7 @@ class PolicyFeed:
             except PolicyClientError as error:
                 if self.policy is None and error.retry_after_s is None:
                     link.failure = error
-                    link.notify()
+                    self.has_changed()
                     return
                 logger.warning("the server gives no policy: %s", error)
                 link.pause(max(backoff.delay_s(), error.retry_after_s or 0.0))

@@ -143,7 +143,8 @@ class Spool:
         self._directory = directory
         self._memory_limit = limit_bytes if directory is None else min(limit_bytes, MEMORY_BYTES)
         self._dropped = dropped
-        self._lock = threading.Lock()
+        # Reentrant, as ``Guard``'s is, for the same reason.
+        self._lock = threading.RLock()
         # Oldest first, the three queues one behind the other.
         self._taken: deque[Entry] = deque()
         self._in_flight: list[Entry] = []

@@ -290,7 +290,7 @@ def error_of_stream(
 
 
 class Connection:
-    """A channel to one server: every rpc of the contract, blocking. One thread at a time."""
+    """A channel to one server: every rpc of the contract, blocking. Any thread."""
 
     def __init__(self, endpoint: Endpoint, target: Address | None = None) -> None:
         target = target or endpoint.address
@@ -330,18 +330,22 @@ class Connection:
 
         Closing the iterator cancels the call.
         """
-        call: Any = self._channel.unary_stream(
-            method("GetPolicy"),
-            pb.GetPolicyRequest.SerializeToString,
-            pb.GetPolicyResponse.FromString,
-        )
-        parts = call(request, timeout=timeout_s, metadata=self._metadata)
+        parts: Any = None
         try:
+            call: Any = self._channel.unary_stream(
+                method("GetPolicy"),
+                pb.GetPolicyRequest.SerializeToString,
+                pb.GetPolicyResponse.FromString,
+            )
+            parts = call(request, timeout=timeout_s, metadata=self._metadata)
             yield from parts
         except grpc.RpcError as error:
             raise error_of_call(error) from None
+        except ValueError as error:  # another thread has closed the channel
+            raise Disconnected(str(error)) from None
         finally:
-            parts.cancel()
+            if parts is not None:
+                parts.cancel()
 
     def upload_episodes(
         self, request: pb.UploadEpisodesRequest, timeout_s: float
@@ -363,11 +367,13 @@ class Connection:
     def _unary(
         self, name: str, request: Any, reader: Callable[[bytes], _T], timeout_s: float
     ) -> _T:
-        call = self._channel.unary_unary(method(name), type(request).SerializeToString, reader)
         try:
+            call = self._channel.unary_unary(method(name), type(request).SerializeToString, reader)
             return call(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_of_call(error) from None
+        except ValueError as error:  # another thread has closed the channel
+            raise Disconnected(str(error)) from None
 
 
 _T = TypeVar("_T")

@@ -41,6 +41,7 @@ _REQUEST_BYTES: Final = 8 * 2**20
 _ENVELOPE_BYTES: Final = 4096
 _MANY: Final = 2**31
 _LONG_S: Final = 3600.0
+"""The server may hold an upload for as long as it learns; that it is gone is noticed otherwise."""
 _FETCH_ANEW: Final = frozenset({Reason.POLICY_MISMATCH, Reason.STALE_POLICY, Reason.UNKNOWN_POLICY})
 
 
@@ -278,6 +279,7 @@ class Uploader:
             except Exception:  # else nothing would ever be uploaded again
                 logger.exception("a bug of the client")
                 self._give_up()
+        self._changed()
 
     def _is_over(self) -> bool:
         return self._finish_by is not None and time.monotonic() >= self._finish_by
@@ -311,7 +313,7 @@ class Uploader:
             self._stats.asked_again += 1
         number, request = link.number, self._request
         request.session_id = link.session.id
-        timeout_s = min(self._timeouts.action_s, 3600.0)
+        timeout_s = _LONG_S
         if self._finish_by is not None:
             timeout_s = max(self._finish_by - time.monotonic(), 0.05)
         response = connection.upload_episodes(request, timeout_s)

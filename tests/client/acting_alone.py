@@ -14,7 +14,7 @@ from policy_server.config import PolicyServerConfig
 from policy_server.inference import OnnxEnginePolicy
 from tests.client.support import LOCAL_KINDS
 from tests.inference.modules import build
-from tests.server.uploading import ExportingServer
+from tests.server.exporting import ExportingServer
 from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS, ServerUnderTest, serving
 
 CERTAIN = 20.0
@@ -45,7 +45,7 @@ class ConstantServer(ExportingServer):
 def serving_alone(
     observation_space: gym.Space[Any] = CARTPOLE_OBSERVATIONS,
     action_space: gym.Space[Any] = CARTPOLE_ACTIONS,
-    *,
+    *connectors: Any,
     capacity_steps: int = 100_000,
     hold: bool = False,
     need_logp: bool = True,
@@ -56,7 +56,7 @@ def serving_alone(
     """A server whose clients act alone; ``settings`` go to its configuration."""
     algorithm = PPOConfig().rl_module(model_config={"fcnet_hiddens": [8]})
     under_test = ConstantServer(
-        build(algorithm, observation_space, action_space),
+        build(algorithm, observation_space, action_space, *connectors),
         PolicyServerConfig(**{"port": 0, "drain_s": 0.5, **settings}),
         capacity_steps=capacity_steps,
         hold=hold,

@@ -18,9 +18,11 @@ from client_sdk.errors import (
     InvalidValueError,
     NotConnectedError,
 )
+from tests.client.acting_alone import serving_for
 from tests.client.support import PATIENCE_S, QUICK, ScriptedServer, connected, seen
 from tests.servers import serving
 
+MODES = pytest.mark.parametrize("mode", ["remote", "local"])
 BRIEF = Timeouts(connect_s=3.0, action_s=1.0, reconnect_s=1.0, close_s=0.3)
 
 
@@ -36,6 +38,11 @@ def run_python(code, *arguments, timeout=60, **environment):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def serving_mode(mode, **settings):
+    """A server for that inference mode."""
+    return serving_for({"remote": "sync", "local": "local"}[mode], need_logp=False, **settings)
 
 
 @pytest.mark.parametrize("module", ["client_sdk", "client_sdk.runner", "client_sdk.cli"])
@@ -154,22 +161,24 @@ def test_an_asyncio_client_that_never_connected_says_so():
     asyncio.run(main())
 
 
-def test_a_forgotten_client_is_a_resource_warning(server):
-    def forget():
-        PolicyClient(server.address, timeouts=QUICK)
+@MODES
+def test_a_forgotten_client_is_a_resource_warning(mode):
+    def forget(server):
+        PolicyClient(server.address, mode, timeouts=QUICK)
         gc.collect()
 
-    with pytest.warns(ResourceWarning, match="never closed"):
-        forget()
+    with serving_mode(mode) as server, pytest.warns(ResourceWarning, match="never closed"):
+        forget(server)
 
 
-def test_a_forgotten_asyncio_client_is_a_resource_warning(server):
-    async def main():
-        await AsyncPolicyClient(server.address, timeouts=QUICK).connect()
+@MODES
+def test_a_forgotten_asyncio_client_is_a_resource_warning(mode):
+    async def main(server):
+        await AsyncPolicyClient(server.address, mode, timeouts=QUICK).connect()
         gc.collect()
 
-    with pytest.warns(ResourceWarning, match="never closed"):
-        asyncio.run(main())
+    with serving_mode(mode) as server, pytest.warns(ResourceWarning, match="never closed"):
+        asyncio.run(main(server))
 
 
 def test_a_client_that_never_connected_owes_no_close():
@@ -193,7 +202,7 @@ FORK = """
     from client_sdk import PolicyClient
     from client_sdk.errors import ForkedClientError
 
-    client = PolicyClient(sys.argv[1])
+    client = PolicyClient(*sys.argv[1:])
     episode_id = client.start_episode()
     client.get_action(episode_id, np.zeros(4))
     child = os.fork()
@@ -221,8 +230,10 @@ FORK = """
 """
 
 
-def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on(server):
-    assert run_python(FORK, server.address) == "4 0"
+@MODES
+def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on(mode):
+    with serving_mode(mode) as server:
+        assert run_python(FORK, server.address, mode) == "4 0"
 
 
 ASYNC_FORK = """
@@ -232,7 +243,7 @@ ASYNC_FORK = """
     from client_sdk.errors import ForkedClientError
 
     async def main():
-        async with AsyncPolicyClient(sys.argv[1]) as client:
+        async with AsyncPolicyClient(*sys.argv[1:]) as client:
             episode_id = await client.start_episode()
             await client.get_action(episode_id, np.zeros(4))
             child = os.fork()
@@ -255,22 +266,30 @@ def test_a_forked_asyncio_client_says_so_too(server):
     assert run_python(ASYNC_FORK, server.address, GRPC_ENABLE_FORK_SUPPORT="false") == "7 0"
 
 
-def test_a_program_that_forgets_to_close_still_ends(server):
+@MODES
+def test_a_program_that_forgets_to_close_still_ends(mode):
     code = """
         import sys, warnings
         import numpy as np
         warnings.simplefilter("ignore")
         from client_sdk import PolicyClient
-        client = PolicyClient(sys.argv[1])
+        client = PolicyClient(*sys.argv[1:])
         client.get_action(client.start_episode(), np.zeros(4))
         print("done")
     """
-    assert run_python(code, server.address) == "done"
+    with serving_mode(mode) as server:
+        assert run_python(code, server.address, mode) == "done"
 
 
-def test_many_clients_come_and_go_without_leaving_threads(server):
+@pytest.mark.parametrize("kind", ["sync", "local"])
+def test_many_clients_come_and_go_without_leaving_threads(kind):
+    with serving_for(kind) as server:
+        _come_and_go(kind, server)
+
+
+def _come_and_go(kind, server):
     def open_and_close():
-        with connected("sync", server.address) as client:
+        with connected(kind, server.address) as client:
             client.get_action(client.start_episode(), seen(0))
 
     open_and_close()
@@ -294,12 +313,14 @@ INTERRUPTS = """
     import numpy as np
     from client_sdk import PolicyClient
 
+    with PolicyClient(*sys.argv[1:]):
+        pass  # everything is imported: native modules bear no interrupt in the middle of that
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     rounds, client = 0, None
     for delay in range(60):
         signal.setitimer(signal.ITIMER_REAL, 0.02 + delay * 1e-4)
         try:
-            with PolicyClient(sys.argv[1]) as client, client.episodes(2) as batch:
+            with PolicyClient(*sys.argv[1:]) as client, client.episodes(2) as batch:
                 while True:
                     batch.act(np.zeros((2, 4)), [1, 1])
         except KeyboardInterrupt:
@@ -310,9 +331,11 @@ INTERRUPTS = """
 """
 
 
-def test_an_interrupt_may_strike_anywhere(server):
-    assert run_python(INTERRUPTS, server.address) == "60"
-    assert server.unaccounted() == 0
+@MODES
+def test_an_interrupt_may_strike_anywhere(mode):
+    with serving_mode(mode) as server:
+        assert run_python(INTERRUPTS, server.address, mode) == "60"
+        assert server.unaccounted() == 0
 
 
 CLOSED_BY_HANDLER = """
@@ -321,7 +344,7 @@ CLOSED_BY_HANDLER = """
     from client_sdk import PolicyClient
     from client_sdk.errors import ClosedClientError
 
-    client = PolicyClient(sys.argv[1])
+    client = PolicyClient(*sys.argv[1:])
     signal.signal(signal.SIGALRM, lambda *_: client.close())
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
@@ -332,10 +355,11 @@ CLOSED_BY_HANDLER = """
 """
 
 
+@MODES
 @pytest.mark.parametrize("hold", [True, False])
-def test_a_signal_handler_may_close_the_client_under_a_call(hold):
-    with serving(hold=hold) as server:
-        assert run_python(CLOSED_BY_HANDLER, server.address, timeout=20) == "closed"
+def test_a_signal_handler_may_close_the_client_under_a_call(mode, hold):
+    with serving_mode(mode, hold=hold) as server:
+        assert run_python(CLOSED_BY_HANDLER, server.address, mode, timeout=20) == "closed"
 
 
 def test_closing_releases_a_task_that_waits_for_a_row_nobody_else_waited_for():

@@ -80,7 +80,7 @@ def test_long_episodes_go_up_in_parts_of_the_size_the_server_likes(kind):
 def test_a_box_action_is_executed_unsquashed_and_learnt_from_as_the_graph_gave_it(kind):
     from ray.rllib.algorithms.ppo import PPOConfig
 
-    from tests.server.uploading import exporting
+    from tests.server.exporting import exporting
 
     space = gym.spaces.Box(-5.0, 5.0, (2,), np.float32)
     algorithm = PPOConfig().rl_module(model_config={"fcnet_hiddens": [8]})
