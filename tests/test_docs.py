@@ -55,6 +55,16 @@ def test_conversation_of_the_protocol_takes_place():
         assert server.ledger()["received"] == 4
 
 
+def test_rllib_accepts_the_configuration_that_steps_hosted_environments():
+    pytest.importorskip("ray")
+    (code,) = (
+        block for block in blocks("docs/stepping.md", "python") if "RemoteEnvCreator" in block
+    )
+    names = {}
+    exec(compile(code, "docs/stepping.md", "exec"), names)
+    names["config"].validate()
+
+
 def test_every_reason_is_documented_with_its_status_and_its_class():
     documented = {
         row[0]: (row[1], row[2]) for row in table("docs/errors.md", "Reasons that travel")
