@@ -4,9 +4,11 @@ It builds the real ``PolicyServerEnvRunner``, publishes weights, and calls ``sam
 pause, as RLlib does while it has nothing to learn. The first line of its output is the address;
 each further line, and the last one at the end of its input, is a JSON object::
 
-    with ServerProcess(observation_size=4) as server:
+    with ServerProcess() as server:
         server.address, server.pid
         numbers = server.stop()
+
+With ``versions=True`` it does not sample, but publishes other weights whenever it is told to.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 _END_TIMEOUT_S = 20.0
@@ -30,9 +33,13 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
         pid: Of the process.
     """
 
-    def __init__(self, *, hidden: int = 64, buffer_fragments: float = 2.0) -> None:
+    def __init__(
+        self, *, hidden: int = 64, buffer_fragments: float = 2.0, versions: bool = False
+    ) -> None:
         command = [sys.executable, "-m", "benchmarks.serving", f"--hidden={hidden}"]
         command.append(f"--buffer-fragments={buffer_fragments}")
+        if versions:
+            command.append("--versions")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -46,6 +53,17 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
                 numbers: dict[str, Any] = json.loads(line)
                 return numbers
         raise RuntimeError("the server process ended early")
+
+    def publish(self) -> tuple[int, float]:
+        """Have it publish other weights; returns their version and when they came.
+
+        That is the system-wide monotonic clock at the call of ``set_state``.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write("publish\n")
+        self._process.stdin.flush()
+        told = self._read_line()
+        return told["version"], told["at"]
 
     def stop(self) -> dict[str, Any]:
         """End it; returns its last numbers: the ledger and the server's counts."""
@@ -61,7 +79,7 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
             self._process.wait(_END_TIMEOUT_S)
 
 
-def _serve(hidden: int, buffer_fragments: float) -> None:
+def _serve(hidden: int, buffer_fragments: float, *, versions: bool) -> None:
     import gymnasium as gym
     from ray.rllib.algorithms.ppo import PPOConfig
 
@@ -92,6 +110,10 @@ def _serve(hidden: int, buffer_fragments: float) -> None:
     runner = PolicyServerEnvRunner(config=config, worker_index=0)
     runner.set_state(state={"rl_module": runner.module.get_state(), "weights_seq_no": 1})
     print(json.dumps({"address": runner.address}), flush=True)
+    if versions:
+        _publish(runner)
+        runner.stop()
+        return
 
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
@@ -104,9 +126,20 @@ def _serve(hidden: int, buffer_fragments: float) -> None:
     runner.stop()
 
 
+def _publish(runner: Any) -> None:
+    """Other weights for each line of input."""
+    for version, _ in enumerate(sys.stdin, start=2):
+        state = {name: value + 1e-3 * version for name, value in runner.module.get_state().items()}
+        at = time.monotonic()
+        runner.set_state(state={"rl_module": state, "weights_seq_no": version})
+        print(json.dumps({"version": version, "at": at}), flush=True)
+    print(json.dumps({"versions": version}), flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--buffer-fragments", type=float, default=2.0)
+    parser.add_argument("--versions", action="store_true")
     options = parser.parse_args()
-    _serve(options.hidden, options.buffer_fragments)
+    _serve(options.hidden, options.buffer_fragments, versions=options.versions)

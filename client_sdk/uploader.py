@@ -189,6 +189,7 @@ class Uploader:
                 self._thread.join(max(until - time.monotonic(), 0.0))
             if steps := self._spool.untaken_steps():
                 logger.warning("closing without knowing whether the last %d steps arrived", steps)
+            self._link.closing = True  # the server is about to end our calls
             self._say_goodbye(max(until - time.monotonic(), 0.1))
         finally:  # also where it is interrupted
             self.abort()

@@ -370,3 +370,10 @@ def test_a_gymnasium_environment_runs_on_a_policy_of_its_own(server):
     chunks = server.collect(40)
     assert rows_of(chunks) == [0, 1, 2, 3, 4] * 8
     assert all(chunk.rewards == [1.0] * 5 for chunk in chunks)
+
+
+def test_closing_is_not_reported_as_a_loss(kind, server, caplog):
+    with connected(kind, server.address) as client:
+        play(client, 3)
+    assert "lost" not in caplog.text
+    assert client.stats.reconnects == 0
