@@ -28,17 +28,24 @@ async function refresh(waitMs = 0) {
 /**
  * Uploads what there is. A server that learns on-policy holds its answer back until it wants more,
  * and the answer names the policy that it wants it from.
+ *
+ * @returns {Promise<Set<number>>}  episodes that are over for the server, and cannot go on
  */
 async function upload() {
   const answer = await client.call('UploadEpisodes', { chunks });
   console.log(`uploaded ${steps} steps in ${chunks.length} chunks`);
+  const refused = new Set();
+  for (const { index, error } of answer.faults) {
+    const { episode } = chunks[index];
+    const late = error.reason === 'ERROR_REASON_STALE_POLICY' || refused.has(episode);
+    if (!late) throw PolicyError.ofDetail(error);
+    refused.add(episode);
+    console.log(`episode ${episode} refused: ${error.message}`);
+  }
   chunks = [];
   steps = 0;
-  for (const { error } of answer.faults) {
-    if (error.reason !== 'ERROR_REASON_STALE_POLICY') throw PolicyError.ofDetail(error);
-    console.log(error.message);
-  }
   while (policy.version < answer.policy_version) await refresh(30_000);
+  return refused;
 }
 
 async function play(episode) {
@@ -58,7 +65,7 @@ async function play(episode) {
     // A chunk is of one episode and one policy. The policy changes with an upload, never else.
     const full = steps >= client.session.steps_per_upload;
     if (full || status !== 'STEP_STATUS_RUNNING') chunks.push(recorder.cut(policy, status));
-    if (full) await upload();
+    if (full && (await upload()).has(episode)) return;
   }
   console.log(`episode ${episode}: return ${total}, policy version ${policy.version}`);
 }

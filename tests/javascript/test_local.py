@@ -47,6 +47,20 @@ def test_on_policy_the_next_version_is_awaited():
         assert [steps[version] for version in range(1, 5)] == [50] * 4
 
 
+def test_experience_that_comes_too_late_costs_its_episode_only():
+    with (
+        exporting(steps_per_upload=50, policies_kept=1, policies_remembered=1) as server,
+        play(server, "--episodes", 30) as process,
+    ):
+        version = 1
+        while process.poll() is None:
+            version += 1
+            server.publish(version)
+        output = output_of(process)
+        assert "refused" in output
+        assert server.unaccounted() == 0
+
+
 def test_it_goes_on_where_the_server_was_restarted():
     with contextlib.ExitStack() as stack:
         with exporting(steps_per_upload=20) as first:
