@@ -156,12 +156,13 @@ class ChunkReader:
                 "the PolicyHeader of GetPolicy",
                 f"{field}.policy_sha256",
             )
-        if chunk.policy_version < files.oldest_version:
+        if chunk.policy_version <= files.forgotten_version:
             raise Fault(
                 Reason.STALE_POLICY,
-                f"version {chunk.policy_version} is too old to learn from: the oldest that is "
-                f"remembered is {files.oldest_version} (policies_remembered), the newest "
-                f"{newest.version}. Take newer policies, and upload more often",
+                f"version {chunk.policy_version} is too old to learn from: files up to version "
+                f"{files.forgotten_version} are no longer remembered (policies_remembered), the "
+                f"newest is {newest.version}. Take newer policies, and upload more often; or the "
+                "file is another server's, from before a restart",
                 f"{field}.policy_sha256",
             )
         raise Fault(

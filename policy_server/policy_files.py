@@ -58,6 +58,7 @@ class PolicyFiles:
 
     Attributes:
         newest: None until the first one is published.
+        forgotten_version: Of the newest file that is no longer remembered; -1 if all are.
     """
 
     def __init__(self, *, max_kept: int, max_remembered: int) -> None:
@@ -74,6 +75,7 @@ class PolicyFiles:
         self._kept_bytes = 0
         self._waits: set[Waiting] = set()
         self.newest: PolicyFile | None = None
+        self.forgotten_version = -1
 
     def add(self, exported: ExportedPolicy) -> None:
         """A version was published; one that is no news is ignored."""
@@ -81,7 +83,8 @@ class PolicyFiles:
             return
         self.newest = self._files[exported.sha256] = PolicyFile(exported)
         if len(self._files) > self._max_remembered:
-            self._files.popitem(last=False)
+            _, forgotten = self._files.popitem(last=False)
+            self.forgotten_version = forgotten.version
         self._kept.append(self.newest)
         self._kept_bytes += len(exported.model)
         while len(self._kept) > self._max_kept or (
@@ -108,11 +111,6 @@ class PolicyFiles:
     def waiting(self) -> int:
         """Calls that wait for another file."""
         return len(self._waits)
-
-    @property
-    def oldest_version(self) -> int:
-        """Of the files that are remembered; 0 while there are none."""
-        return next(iter(self._files.values())).version if self._files else 0
 
     async def other_than(self, sha256: bytes, wait_s: float, wait: Waiting) -> PolicyFile:
         """The newest file, as soon as it is not that one.

@@ -204,7 +204,7 @@ class UploadRecorder:
         track = self._track(chunk, field, options, book)
         if number in metrics:
             book.note_metrics(number, metrics[number])
-        if track.training and steps.rewards and not steps.logged:
+        if track.training and steps.batch is not None and not steps.logged:
             log.unanswered = chunk.sequence
         book.upload(track, steps, log.deliveries.take(chunk.sequence))
 

@@ -14,6 +14,7 @@ from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
 from policy_server.buffer import _MAX_KEPT_ENDS
 from tests.server.talk import (
+    ABANDONED,
     TERMINATED,
     Talker,
     actions_of,
@@ -286,6 +287,22 @@ def test_no_batch_mixes_two_versions():
             for batch, row in chunk.rows:
                 assert batch.policy is chunk.policy
                 assert batch.actions[""][row] == chunk.policy.version
+
+
+def test_abandoned_episode_leaves_nothing_of_it_waiting_for_the_learner():
+    with serving() as server, Talker(server.address) as talker:
+        for step in range(4):
+            talker.step(1, step, step, float(step > 0))
+        talker.step(2, 0)
+        server.publish(2)  # the next row of each cuts what there is
+        talker.step(1, 4, 4.0, 1.0)
+        talker.step(2, 1, 1.0, 1.0)
+        talker.step(1, 5, 5.0, 1.0, ABANDONED)
+        assert server.ledger() == {
+            "received": 5, "delivered": 0, "discarded_abandoned": 4, "held": 1
+        }  # fmt: skip
+        (chunk,) = server.collect(1)
+        assert (chunk.steps, chunk.end) == (1, None)
 
 
 # While nobody calls sample().

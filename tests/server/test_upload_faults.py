@@ -242,8 +242,17 @@ def test_policy_that_is_no_longer_remembered_is_stale():
         for version in (2, 3):
             server.publish(version)
         fault = faults_in(client.upload(chunk))[0]
-        says = ("version 1 is too old", "the newest 3", "policies_remembered")
+        says = ("version 1 is too old", "newest is 3", "policies_remembered")
         check_fault(fault, Reason.STALE_POLICY, "chunks[0].policy_sha256", *says)
+
+
+def test_older_version_of_another_server_is_told_from_one_that_was_forgotten():
+    with exporting(first_version=50) as server, Uploader(server.address) as client:
+        client.fly()
+        foreign = client.chunk(1, 0, seen(0, 1), policy_sha256=b"7" * 32, policy_version=49)
+        fault = faults_in(client.upload(foreign))[0]
+        says = ("another server's", "version 49 was named")
+        check_fault(fault, Reason.UNKNOWN_POLICY, "chunks[0].policy_sha256", *says)
 
 
 def test_nothing_can_be_uploaded_before_there_is_a_policy():

@@ -11,7 +11,15 @@ import pytest
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
 from tests.server.exporting import exporting
-from tests.server.talk import TERMINATED, check_fault, eventually, fault_in, refused, seen
+from tests.server.talk import (
+    ABANDONED,
+    TERMINATED,
+    check_fault,
+    eventually,
+    fault_in,
+    refused,
+    seen,
+)
 from tests.server.test_uploads import faults_in, logged, observations_of
 from tests.server.uploading import Uploader
 
@@ -109,6 +117,10 @@ def test_evaluation_is_never_held(holding, client):
 
 def test_logged_actions_are_never_held_in_uploads(holding, client):
     client.deliver(logged(client, [1, 0], [-0.5, -0.5]), timeout=5)
+
+
+def test_abandoned_steps_are_never_held(holding, client):
+    client.deliver(client.chunk(1, 0, seen(0, 1), status=ABANDONED), timeout=5)
 
 
 def test_upload_without_chunks_is_never_held(holding, client):
