@@ -177,6 +177,7 @@ class EnvHandle:
         self._busy = threading.Lock()
         self._driven = False
         self._closed = threading.Event()
+        self._finished = threading.Event()
         self._taps: list[FrameTap] = []
         self._thread = EnvThread(f"environment-{number}")
         try:
@@ -269,6 +270,10 @@ class EnvHandle:
         """Release those who wait for it."""
         self._thread.abandon()
 
+    def wait_finished(self, timeout_s: float) -> bool:
+        """Whether the environments are closed, after so long at most."""
+        return self._finished.wait(timeout_s)
+
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise unknown_handle()
@@ -312,6 +317,7 @@ class EnvHandle:
 
     def _finish(self) -> None:
         self.hosted.close()
+        self._finished.set()
         for tap in self._taps:
             tap.end()
         self._taps.clear()
@@ -465,8 +471,11 @@ class EnvRegistry:
             elif handle.closed:
                 self.close(handle.id)
 
-    def end(self) -> None:
-        """Close all, and let nobody wait for any of them."""
+    def end(self, timeout_s: float) -> None:
+        """Close all, and let nobody wait for any of them.
+
+        Simulators get so long to end what they have started; whoever hangs is left behind.
+        """
         with self._changed:
             self._ended = True
             handles = list(self._handles.values())
@@ -474,5 +483,8 @@ class EnvRegistry:
             self._changed.notify_all()
         for handle in handles:
             handle.close()
-        for handle in handles:
             handle.abandon()
+        until = time.monotonic() + timeout_s
+        for handle in handles:
+            if not handle.wait_finished(max(until - time.monotonic(), 0.0)):
+                logger.warning("environment %d: did not close in time", handle.number)

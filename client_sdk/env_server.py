@@ -163,7 +163,12 @@ class EnvServer:
             options=server_options(config.max_message_bytes, -1, config.keepalive_s),
             maximum_concurrent_rpcs=threads,
         )
-        service = EnvService(self._source, self._registry, lease_s=config.lease_s)
+        service = EnvService(
+            self._source,
+            self._registry,
+            lease_s=config.lease_s,
+            max_watchers=config.max_watchers,
+        )
         server.add_generic_rpc_handlers((service.handler(),))
         _add_health_and_reflection(server)
         self._address = bind(server, config.host, config.port, config.tls)
@@ -187,7 +192,7 @@ class EnvServer:
         self._stopping.set()
         self._shut.set()
         ended = server.stop(0.0)
-        self._registry.end()
+        self._registry.end(_CLOSE_S)
         ended.wait(_STOP_S)
         if self._sweeper is not None:
             self._sweeper.join(_STOP_S)
@@ -244,7 +249,11 @@ class EnvServer:
                 logger.exception("looking after leases failed")
 
 
-_STOP_S = 3.0
+_CLOSE_S = 2.5
+"""Environments get so long to close when the host stops."""
+
+_STOP_S = 0.7
+"""Calls that were cancelled get so long to end, and so does the sweeper."""
 
 
 class _TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-ignore]

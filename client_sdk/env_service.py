@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
@@ -37,10 +38,14 @@ _Context = grpc.ServicerContext
 class EnvService:
     """Answers those who step hosted environments; one per host."""
 
-    def __init__(self, source: EnvSource, registry: EnvRegistry, *, lease_s: float) -> None:
+    def __init__(
+        self, source: EnvSource, registry: EnvRegistry, *, lease_s: float, max_watchers: int
+    ) -> None:
         self._source = source
         self._registry = registry
         self._lease_s = lease_s
+        self._max_watchers = max_watchers
+        self._watchers = threading.BoundedSemaphore(max_watchers)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to register with a gRPC server of threads."""
@@ -112,6 +117,16 @@ class EnvService:
         return response
 
     def _stream_frames(self, data: bytes, context: _Context) -> Iterator[bytes]:
+        # Each holds a thread, and must leave some to those who step.
+        if not self._watchers.acquire(blocking=False):
+            _abort(
+                context,
+                Fault(
+                    Reason.LIMIT_EXCEEDED,
+                    f"{self._max_watchers} clients watch already, as many as max_watchers allows",
+                    retry_after_s=1.0,
+                ),
+            )
         try:
             request = _parse(pb.StreamFramesRequest, data)
             for handle in self._handles_to_watch(request.env_handle, context):
@@ -128,6 +143,8 @@ class EnvService:
                     handle.unwatch(tap)
         except Fault as fault:
             _abort(context, fault)
+        finally:
+            self._watchers.release()
 
     def _handles_to_watch(self, handle_id: str, context: _Context) -> Iterator[EnvHandle]:
         """That handle; or one after the other, as the host's environments come and go."""

@@ -391,6 +391,12 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         """
         remote = self._open()
         with self._guard:
+            if options is not None and "reset_mask" in options:
+                raise InvalidValueError(
+                    "expected options without it: where an episode has ended, the next step resets "
+                    "that environment by itself",
+                    'options["reset_mask"]',
+                )
             response = remote.reset(self._seeds(seed), options)
             seen = self._seen(response)
         self._show()
@@ -438,10 +444,17 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
             observations = remote.observations.batched_value(remote.observed(response))
         except Fault as fault:
             raise error_from_fault(fault) from None
+        told = [dict_of_struct(info) for info in response.infos]
+        try:
+            return observations, self._batched([_with_arrays(info) for info in told])
+        except ValueError:  # arrays of different shapes stay lists
+            return observations, self._batched(told)
+
+    def _batched(self, told: list[dict[str, Any]]) -> dict[str, Any]:
         infos: dict[str, Any] = {}
-        for index, info in enumerate(response.infos):
-            infos = self._add_info(infos, dict_of_struct(info), index)
-        return observations, infos
+        for index, info in enumerate(told):
+            infos = self._add_info(infos, info, index)
+        return infos
 
     def render(self) -> tuple[Any, ...] | None:
         """A frame of each in mode ``"rgb_array"``; in ``"human"`` the first one is shown."""
@@ -493,6 +506,19 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         remote = getattr(self, "_remote", None)
         if remote is not None:
             remote.forget(self)
+
+
+def _with_arrays(info: dict[str, Any]) -> dict[str, Any]:
+    """Lists of numbers as the arrays that they probably were, for Gymnasium to stack."""
+    arrays = dict(info)
+    for key, value in info.items():
+        if isinstance(value, dict):
+            arrays[key] = _with_arrays(value)
+        elif isinstance(value, list):
+            array = np.array(value) if value else np.zeros(0)
+            if array.dtype.kind in "bf":
+                arrays[key] = array
+    return arrays
 
 
 def _is_whole(value: Any) -> bool:

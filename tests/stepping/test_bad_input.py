@@ -171,6 +171,13 @@ def test_seeds_are_for_all_environments_or_for_none(host):
         envs.reset(seed=[None, None])
 
 
+def test_a_mask_of_resets_is_refused_where_environments_reset_themselves(host):
+    with RemoteVectorEnv(host.address, num_envs=2) as envs:
+        with pytest.raises(InvalidValueError, match="reset_mask"):
+            envs.reset(options={"reset_mask": np.array([True, False])})
+        envs.reset()
+
+
 def test_options_that_json_does_not_know_are_refused_by_name(env, script):
     with pytest.raises(InvalidValueError, match=r"'map'\['walls'\].*got object"):
         env.reset(options={"map": {"walls": object()}})

@@ -466,6 +466,19 @@ def test_an_environment_that_is_forgotten_warns_and_is_closed_on_the_host(kind):
         wait_for(lambda: host.open_envs == 0)
 
 
+def test_stopping_a_host_waits_for_its_environments_to_close():
+    closed = threading.Event()
+
+    def slowly():
+        threading.Event().wait(0.5)
+        closed.set()
+
+    with hosting(Script(close=slowly).make) as host, RemoteEnv(host.address) as env:
+        env.reset()
+        host.stop()
+        assert closed.is_set()
+
+
 def test_stopping_a_host_releases_its_clients_even_if_an_environment_hangs():
     gate = Gate()
     errors = []

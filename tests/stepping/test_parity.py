@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from client_sdk import RemoteEnv, RemoteVectorEnv
-from tests.stepping.support import Mixed, hosting
+from tests.stepping.support import Mixed, Script, hosting
 
 IDS = ["Acrobot-v1", "Blackjack-v1", "CartPole-v1", "FrozenLake-v1", "MountainCar-v0",
        "MountainCarContinuous-v0", "Pendulum-v1", "Taxi-v3"]  # fmt: skip
@@ -97,6 +97,22 @@ def test_gymnasium_finds_no_fault_with_every_space_and_rendering():
     ):
         warnings.simplefilter("ignore")
         check_env(env)
+
+
+def test_arrays_in_infos_of_a_vector_are_stacked_and_ragged_ones_stay_lists():
+    local = SyncVectorEnv([functools.partial(gym.make, "Taxi-v3")] * 2)
+    with hosting("Taxi-v3") as host, RemoteVectorEnv(host.address, num_envs=2) as remote:
+        _, ours = remote.reset(seed=1)
+        _, theirs = local.reset(seed=1)
+        assert ours["action_mask"].tolist() == theirs["action_mask"].tolist()
+        assert ours["_action_mask"].all()
+    local.close()
+    lengths = iter([1, 2, 3, 4])
+    script = Script(reset=lambda: {"list": [1] * next(lengths), "inside": {"text": "a"}})
+    with hosting(script.make) as host, RemoteVectorEnv(host.address, num_envs=2) as remote:
+        _, infos = remote.reset()
+        assert infos["list"].tolist() == [[1.0], [1.0, 1.0]]
+        assert infos["inside"]["text"].tolist() == ["a", "a"]
 
 
 def test_infos_of_a_vector_have_masks_as_gymnasium_has_them():

@@ -13,6 +13,7 @@ from client_sdk.config import Address
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import (
     EnvironmentFailedError,
+    LimitExceededError,
     SpaceMismatchError,
     StepOutOfOrderError,
     WrongModeError,
@@ -226,6 +227,29 @@ def test_what_cannot_be_watched_says_why_and_goes_on():
         env.reset(seed=1)
         with pytest.raises(SpaceMismatchError, match="expected 0 to 0, got 4"):
             watcher.next()
+
+
+def test_too_many_watchers_are_refused_and_leave_room_when_they_go():
+    with (
+        hosting(Mixed, kwargs={"render_mode": "rgb_array"}, max_watchers=1) as host,
+        RemoteEnv(host.address) as env,
+    ):
+        env.reset(seed=1)
+        with Watcher(host.address) as first, Watcher(host.address) as second:
+            first.next()
+            with pytest.raises(LimitExceededError, match="max_watchers"):
+                second.next()
+            env.step(env.action_space.sample())
+
+        def watched():
+            with Watcher(host.address) as third:
+                try:
+                    third.next()
+                except LimitExceededError:
+                    return False
+                return True
+
+        wait_for(watched)
 
 
 # -- the command
