@@ -94,6 +94,17 @@ def test_upload_held_too_long_is_not_ready_and_stays_taken():
         client.deliver(chunk)
 
 
+def test_repeat_beside_the_call_that_is_still_held_is_released_with_it(holding, client):
+    chunk = client.chunk(1, 0, seen(0, 1))
+    calls = []
+    for number in (1, 2):
+        calls.append(client.begin_upload(chunk))
+        waiting(holding, number)
+    holding.publish(2)
+    assert [call.result().policy_version for call in calls] == [2, 2]
+    assert holding.ledger()["received"] == 1
+
+
 def test_faults_are_told_when_the_answer_comes_at_last():
     with exporting(hold=True, hold_timeout_s=0.1) as server, Uploader(server.address) as client:
         client.fly()
@@ -229,6 +240,20 @@ def test_uploads_get_room_in_the_order_they_came():
         assert got == [0, 10, 20, 30]
         for call in calls:
             call.result()
+
+
+def test_repeat_beside_the_call_that_still_waits_for_room_is_stored_once():
+    with exporting(capacity_steps=2) as server, Uploader(server.address) as client:
+        client.fly()
+        client.deliver(client.chunk(1, 0, seen(0, 1, 2)))
+        chunk = client.chunk(1, 2, seen(2, 3))
+        calls = []
+        for number in (1, 2):
+            calls.append(client.begin_upload(chunk))
+            waiting(server, number)
+        server.collect(2)
+        assert [call.result().accepted_sequence for call in calls] == [2, 2]
+        assert server.ledger()["received"] == 3
 
 
 def test_evaluation_goes_on_while_the_buffer_is_full():
