@@ -160,13 +160,8 @@ class UploadRecorder:
                 book.break_off(chunk.episode)
                 self.refused += 1
                 faults.append((index, fault))
-        later = {
-            number: options
-            for number, options in starts.items()
-            if number not in log.broken and not any(chunk.episode == number for chunk in fresh)
-        }
-        if later:
-            book.announce(later)
+        started = {chunk.episode for chunk in fresh} | log.broken.keys()
+        book.announce({n: options for n, options in starts.items() if n not in started})
         return faults
 
     def _check_room(
