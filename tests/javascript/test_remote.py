@@ -5,7 +5,10 @@ import re
 
 import pytest
 
-from tests.client.support import Relay
+from client_sdk.wire import policyserver_pb2 as pb
+from policy_server import ServerTls
+from tests.authority import Authority
+from tests.client.support import Relay, ScriptedServer
 from tests.javascript.support import node, output_of, running
 from tests.server.talk import eventually
 from tests.servers import serving
@@ -56,6 +59,24 @@ def test_a_token_opens_the_door(tmp_path):
     with serving(token="right") as server:
         arguments = ("--server", server.address, "--token-file", token, "--episodes", 1)
         assert len(EPISODE.findall(node("remote.js", *arguments))) == 1
+
+
+def test_tls_hides_what_is_said(tmp_path):
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("localhost", ip=None)
+    with serving(tls=ServerTls(certificate, key)) as server:
+        arguments = ("--server", f"localhost:{port_of(server)}", "--episodes", 1)
+        output = node("remote.js", *arguments, "--tls-ca", authority.file)
+        assert len(EPISODE.findall(output)) == 1
+
+
+def test_redirects_are_followed():
+    with ScriptedServer() as first, serving() as server:
+        first.on_open = lambda hello: pb.OpenSessionResponse(redirect_address=server.address)
+        output = node("remote.js", "--server", first.address, "--episodes", 2)
+        assert len(EPISODE.findall(output)) == 2
+        assert server.ledger()["received"] > 0
+        assert len(first.hellos) == 1
 
 
 def test_actions_may_wait_for_the_first_policy():
