@@ -24,6 +24,8 @@ from client_sdk.wire.tensors import tensor_to_proto
 _FIRST_CAPACITY: Final = 32
 _BLOCK_BYTES: Final = 16 * 2**20
 """A recording's observations take about so much memory at most."""
+_CHUNK_BYTES: Final = 4 * 2**20
+"""So do those of a chunk."""
 _ENVELOPE_BYTES: Final = 4096
 """Of a chunk and its request beside the columns."""
 _COLUMN_BYTES: Final = 64
@@ -99,7 +101,7 @@ class ChunkFormat:
         """
         codec = self.observations
         row = sum(column.nbytes for column in codec.zeros(1).values())
-        steps = max(1, _BLOCK_BYTES // (n * max(row, 1)) - 1)
+        steps = max(1, min(_BLOCK_BYTES // n, _CHUNK_BYTES) // max(row, 1) - 1)
         if self.max_request_steps:
             steps = min(steps, self.max_request_steps)
         if self.max_message_bytes:

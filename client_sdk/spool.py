@@ -21,6 +21,8 @@ from client_sdk.session import logger
 
 MEMORY_BYTES: Final = 32 * 2**20
 """So much stays in memory where there is a directory for the rest."""
+TAKEN_SHARE: Final = 0.25
+"""Of the bound, for what the server has but has not delivered; it is most probably safe there."""
 _SEGMENT_BYTES: Final = 16 * 2**20
 
 
@@ -150,6 +152,7 @@ class Spool:
         self._in_flight: list[Entry] = []
         self._waiting: deque[Entry] = deque()
         self._bytes = 0
+        self._taken_bytes = 0
         self._memory_bytes = 0
         self._session = 1
         self._next_sequence = 1
@@ -169,6 +172,11 @@ class Spool:
     def untaken(self) -> int:
         """How many chunks the server does not have."""
         return len(self._in_flight) + len(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """How many have not been sent."""
+        return len(self._waiting)
 
     @property
     def settled(self) -> int:
@@ -194,8 +202,9 @@ class Spool:
                 self._waiting.append(entry)
                 self.added += 1
             if self._too_much():
-                self._shed(self._taken, 0)
-                self._lose(self._shed(self._waiting, 1))
+                while self._taken and self._too_much():
+                    self._release_taken()
+                self._lose(self._shed_waiting())
 
     def take(self, limit_bytes: int, limit_steps: int) -> list[Entry]:
         """The next chunks to send, numbered; the same ones again until there is an answer.
@@ -217,9 +226,11 @@ class Spool:
         """
         with self._lock:
             taken = [entry for entry in self._in_flight if entry.sequence <= accepted_sequence]
-            self._taken.extend(taken)
+            self._note_taken(taken)
             del self._in_flight[: len(taken)]
             self._forget_delivered(delivered_sequence)
+            while self._taken_bytes > self._limit_bytes * TAKEN_SHARE:
+                self._release_taken()
             return sum(entry.chunk.steps for entry in taken)
 
     def refused(self, sequences: Container[int]) -> int:
@@ -269,11 +280,12 @@ class Spool:
         """
         with self._lock:
             # What was on its way may have arrived, and only the answer was lost.
-            self._taken.extend(self._in_flight)
+            self._note_taken(self._in_flight)
             self._in_flight.clear()
             self._forget_delivered(delivered_sequence)
             self._waiting.extendleft(reversed(self._taken))
             self._taken.clear()
+            self._taken_bytes = 0
             self._session += 1
             self._next_sequence = 1
 
@@ -341,18 +353,18 @@ class Spool:
     def _too_much(self) -> bool:
         return self._bytes > self._limit_bytes or self._memory_bytes > self._memory_limit
 
-    def _shed(self, queue: deque[Entry], keep: int) -> list[Entry]:
-        """Drop the oldest of a queue until everything fits."""
+    def _shed_waiting(self) -> list[Entry]:
+        """Drop the oldest until everything fits, but for the newest one."""
         gone: list[Entry] = []
         spared: list[Entry] = []
-        while len(queue) > keep and self._too_much():
-            entry = queue.popleft()
+        while len(self._waiting) > 1 and self._too_much():
+            entry = self._waiting.popleft()
             if entry.on_disk and self._bytes <= self._limit_bytes:
                 spared.append(entry)  # only memory is short
             else:
                 self._release(entry)
                 gone.append(entry)
-        queue.extendleft(reversed(spared))
+        self._waiting.extendleft(reversed(spared))
         return gone
 
     def _lose(self, entries: Sequence[Entry]) -> None:
@@ -364,7 +376,17 @@ class Spool:
 
     def _forget_delivered(self, sequence: int) -> None:
         while self._taken and self._taken[0].sequence <= sequence:
-            self._release(self._taken.popleft())
+            self._release_taken()
+
+    def _note_taken(self, entries: Sequence[Entry]) -> None:
+        self._taken.extend(entries)
+        self._taken_bytes += sum(entry.size_bytes for entry in entries)
+
+    def _release_taken(self) -> None:
+        """Forget the oldest that the server has: it cannot be offered to another one any more."""
+        entry = self._taken.popleft()
+        self._taken_bytes -= entry.size_bytes
+        self._release(entry)
 
     def _release(self, entry: Entry) -> None:
         self._bytes -= entry.size_bytes

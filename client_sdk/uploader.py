@@ -7,6 +7,7 @@ what became of each chunk. Whoever acts adds chunks and reads ``attention``.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,12 @@ LINGER_S: Final = 0.05
 _REQUEST_BYTES: Final = 8 * 2**20
 """Of one request, about; a single chunk may be larger."""
 _ENVELOPE_BYTES: Final = 4096
+_PROMPT_S: Final = 0.05
+"""A server that answers an upload so soon wants more of it."""
+_AHEAD: Final = 4
+"""So many uploads may wait behind one that is not answered promptly; then training waits, too."""
+_HELD_S: Final = 0.5
+"""When closing, an upload that is not answered for so long is held back, not on its way."""
 _MANY: Final = 2**31
 _LONG_S: Final = 3600.0
 """The server may hold an upload for as long as it learns; that it is gone is noticed otherwise."""
@@ -75,6 +82,8 @@ class Uploader:
         self._urgent_until = 0  # do not wait for company
         self._hold_until = 0  # training episodes wait for the answer
         self._least_version = 0  # ... and then for this policy
+        self._sent_at = math.inf  # the request that is not answered
+        self._slowed = False  # training episodes wait for that answer
         self._finish_by: float | None = None
         self._backoff = Backoff()
         self._reasons_told: set[Reason] = set()
@@ -115,7 +124,19 @@ class Uploader:
             if urgent:
                 self._urgent_until = self._spool.added
                 self._hold_for((chunk.lineage for chunk in chunks), self._spool.added)
+            if self._is_too_fast():
+                self._slowed = self.attention = True
             self._link.changed.notify_all()
+
+    def _is_too_fast(self) -> bool:
+        """Whether the server keeps us waiting because it has enough, and we have made much more.
+
+        Else the learner would see ever older experience.
+        """
+        if time.monotonic() - self._sent_at < _PROMPT_S or self._link.connection is None:
+            return False
+        session = self._link.session
+        return self._spool.untaken_steps() > _AHEAD * max(session.steps_per_upload, 1)
 
     def may_act(self, *, trains: bool) -> bool:
         """Whether there is a policy to act with now.
@@ -186,13 +207,22 @@ class Uploader:
                 with self._link.changed:
                     self._finish_by = until
                     self._link.changed.notify_all()
-                self._thread.join(max(until - time.monotonic(), 0.0))
-            if steps := self._spool.untaken_steps():
+                self._thread.join(self._patience_s(until - time.monotonic()))
+            if (steps := self._spool.untaken_steps()) and not self._only_held:
                 logger.warning("closing without knowing whether the last %d steps arrived", steps)
             self._link.closing = True  # the server is about to end our calls
             self._say_goodbye(max(until - time.monotonic(), 0.1))
         finally:  # also where it is interrupted
             self.abort()
+
+    @property
+    def _only_held(self) -> bool:
+        """Whether nothing is left to send: the server has it, and keeps its answer back."""
+        link = self._link
+        return link.connection is not None and link.session.holds and not self._spool.waiting
+
+    def _patience_s(self, left_s: float) -> float:
+        return max(min(left_s, _HELD_S) if self._only_held else left_s, 0.0)
 
     def _say_goodbye(self, timeout_s: float) -> None:
         connection, session = self._link.connection, self._link.handshake.session
@@ -225,6 +255,8 @@ class Uploader:
 
     def _waits(self, policy: LoadedPolicy) -> bool:
         """Whether training episodes wait for an answer, or for the policy that it named."""
+        if self._slowed and self._link.connection is not None:
+            return True
         return self._spool.settled < self._hold_until or (
             policy.version < self._least_version and policy.session == self._link.number
         )
@@ -246,6 +278,7 @@ class Uploader:
 
     def _another_session(self, delivered_sequence: int) -> None:
         self._request = None
+        self._sent_at, self._slowed = math.inf, False
         self._least_version = 0
         self._urgent_until = self._spool.added
         self._spool.another_session(delivered_sequence)
@@ -317,7 +350,12 @@ class Uploader:
         timeout_s = _LONG_S
         if self._finish_by is not None:
             timeout_s = max(self._finish_by - time.monotonic(), 0.05)
-        response = connection.upload_episodes(request, timeout_s)
+        self._sent_at = min(self._sent_at, time.monotonic())  # of the first attempt
+        try:
+            response = connection.upload_episodes(request, timeout_s)
+        except Disconnected:
+            self._sent_at = math.inf
+            raise
         if number == link.number:
             self._note(request, response)
 
@@ -357,6 +395,7 @@ class Uploader:
     def _note(self, request: pb.UploadEpisodesRequest, response: pb.UploadEpisodesResponse) -> None:
         """Take note of what became of a request."""
         self._request = None
+        self._sent_at, self._slowed = math.inf, False
         self._backoff = Backoff()
         refused: set[int] = set()
         for each in response.faults:
@@ -399,5 +438,6 @@ class Uploader:
     def _give_up(self) -> None:
         """That request will never do: go on with what comes after it."""
         self._request = None
+        self._sent_at, self._slowed = math.inf, False
         self._stats.chunks_refused += self._spool.rejected()
         self._changed()

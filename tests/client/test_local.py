@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client_sdk import PolicyClient, PolicyTimeout, Timeouts
-from client_sdk.errors import InvalidValueError, NoLocalInferenceError
+from client_sdk.errors import ClosedClientError, InvalidValueError, NoLocalInferenceError
 from client_sdk.runner import run_gymnasium
 from tests.client.acting_alone import serving_alone
 from tests.client.support import LOCAL_KINDS, QUICK, connect_once, connected, seen
@@ -298,6 +298,55 @@ def test_a_hold_that_lasts_too_long_is_a_timeout_and_the_step_is_asked_for_again
         eventually(lambda: acts(episode, 99))
         episode.end(seen(3), terminated=True)
         assert rows_of(server.collect(1)) == [2]
+
+
+def test_a_fast_client_waits_where_the_server_has_enough(kind):
+    with (
+        serving_alone(capacity_steps=10, steps_per_upload=5) as server,
+        connected(kind, server.address) as client,
+    ):
+        done = threading.Event()
+
+        def go_on():
+            try:
+                for _ in range(100_000):
+                    play(client, 5)
+            except ClosedClientError:
+                done.set()
+
+        acting = threading.Thread(target=go_on)
+        acting.start()
+        eventually(lambda: client._handshake.tracks and stands_still(client))
+        ahead = client.stats.steps_uploaded
+        assert ahead < 200  # of hundreds of thousands
+        server.collect(10)
+        eventually(lambda: client.stats.steps_uploaded > ahead)
+        if kind == "aio-local":  # tasks may share a client, threads may not
+            play(client, 3, training_enabled=False)
+        client.close()
+        acting.join(10)
+        assert done.is_set()
+        assert client.stats.steps_dropped == 0
+
+
+def stands_still(client):
+    """Nothing has been uploaded or acted on for a while."""
+    before = (client.stats.requests, client._actor._steps._unsent)
+    threading.Event().wait(0.3)
+    return before == (client.stats.requests, client._actor._steps._unsent)
+
+
+def test_closing_does_not_wait_for_an_upload_that_is_held(kind, caplog):
+    patient = Timeouts(connect_s=3.0, action_s=0.2, close_s=60.0)
+    with serving_alone(hold=True, steps_per_upload=2) as server:
+        with connected(kind, server.address, timeouts=patient) as client:
+            episode_id = client.start_episode()
+            for step in range(2):
+                client.get_action(episode_id, seen(step))
+            with pytest.raises(PolicyTimeout):
+                client.get_action(episode_id, seen(2))
+        assert rows_of(server.collect(2)) == [0, 1]
+    assert "without knowing" not in caplog.text
 
 
 # -- who can do that -------------------------------------------------------------------------------

@@ -103,16 +103,30 @@ def test_the_oldest_goes_first_and_its_episode_goes_on_as_another(directory):
 
 
 def test_what_the_server_has_goes_before_what_it_has_not():
-    experience = Experience(limit_bytes=3000)
+    experience = Experience(limit_bytes=4000)
     lineage = experience.episode()
     experience.write(lineage, 0)
     experience.take()
     experience.spool.answered(1, 0)  # kept, for it is not delivered
-    for step in (10, 20, 30):
+    for step in (10, 20, 30, 40):
         experience.write(lineage, step)
     assert experience.lost == []
-    assert experience.spool.size_bytes == 3000
-    assert numbers(experience.take()) == [(2, 1, 10), (3, 1, 20), (4, 1, 30)]
+    assert experience.spool.size_bytes == 4000
+    taken = experience.take()
+    assert numbers(taken) == [(2, 1, 10), (3, 1, 20), (4, 1, 30), (5, 1, 40)]
+
+
+def test_what_the_server_has_takes_a_quarter_of_the_room_at_most():
+    experience = Experience(limit_bytes=8000)
+    lineage = experience.episode()
+    for step in range(0, 60, 10):
+        experience.write(lineage, step)
+    experience.take()
+    experience.spool.answered(6, 0)
+    assert experience.spool.size_bytes == 2000
+    experience.spool.another_session(0)
+    assert [entry.chunk.first_step for entry in experience.take()] == [40, 50]
+    assert experience.lost == []
 
 
 def test_what_is_on_its_way_is_not_dropped():
