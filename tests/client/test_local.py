@@ -319,7 +319,7 @@ def test_a_fast_client_waits_where_the_server_has_enough(kind):
         eventually(lambda: client._handshake.tracks and stands_still(client))
         ahead = client.stats.steps_uploaded
         assert ahead < 200  # of hundreds of thousands
-        server.collect(10)
+        server.collect(10_000, timeout_s=0.1)  # all there is
         eventually(lambda: client.stats.steps_uploaded > ahead)
         if kind == "aio-local":  # tasks may share a client, threads may not
             play(client, 3, training_enabled=False)
