@@ -129,6 +129,23 @@ def test_whole_episodes_are_handed_over_where_they_may_not_be_cut():
         assert client.deliver().delivered_sequence == 2
 
 
+def test_whole_episode_that_is_abandoned_or_broken_off_is_settled_too():
+    with exporting(complete_episodes=True) as server, Uploader(server.address) as client:
+        client.fly()
+        client.deliver(client.chunk(1, 0, seen(0, 1, 2)), client.chunk(2, 0, seen(0, 1)))
+        answer = client.deliver(client.chunk(1, 2, seen(2, 3), status=ABANDONED))
+        assert server.ledger() == {
+            "received": 4, "delivered": 0, "discarded_abandoned": 3, "held": 1
+        }  # fmt: skip
+        assert answer.delivered_sequence == 1
+        assert client.upload(client.chunk(2, 5, seen(5, 6))).faults
+        (chunk,) = server.collect(1)
+        assert (chunk.steps, chunk.truncated, chunk.end.reported) == (1, True, False)
+        settle(server, [chunk])
+        assert client.deliver().delivered_sequence == 4
+        assert server.unaccounted() == 0
+
+
 @pytest.mark.parametrize("option", [EVALUATION, GREEDY], ids=["evaluation", "greedy"])
 def test_evaluation_is_reported_and_never_learnt_from(server, client, option):
     answer = client.deliver(
