@@ -42,6 +42,7 @@ _DQN = (
     *("--set=rollout_fragment_length=64", "--set=min_sample_timesteps_per_iteration=2000"),
     '--set=model_config={"fcnet_hiddens": [64, 64]}',
 )
+_SAC = ("--algo", "SAC", "--set=min_sample_timesteps_per_iteration=1000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Training:
     options: tuple[str, ...]
     envs: int = 8
     max_steps: int = 300_000
+    inference: str = "remote"
 
     def arguments(self) -> list[str]:
         """Of ``policy-server train``."""
@@ -72,6 +74,13 @@ TRAININGS = (
     Training("PPO, one simulator", "CartPole-v1", 450, (*_PPO, "--seed=1"), envs=1),
     Training("DQN, serve", "CartPole-v1", 150, (*_DQN, "--seed=1")),
     Training("PPO, three actions", "Acrobot-v1", -100, (*_PPO, "--seed=1")),
+    Training("SAC, serve", "Pendulum-v1", -250, (*_SAC, "--seed=1"), envs=4, max_steps=30_000),
+    Training("PPO, hold, local", "CartPole-v1", 450, (*_PPO, "--seed=1"), inference="local"),
+    Training("PPO, serve, local", "CartPole-v1", 450,
+             (*_PPO, "--seed=1", "--while-learning=serve"), inference="local"),
+    Training("DQN, serve, local", "CartPole-v1", 150, (*_DQN, "--seed=1"), inference="local"),
+    Training("SAC, serve, local", "Pendulum-v1", -250, (*_SAC, "--seed=1"), envs=4,
+             max_steps=30_000, inference="local"),
 )  # fmt: skip
 
 
@@ -125,6 +134,7 @@ def simulators(training: Training, address_file: Path) -> Iterator[None]:
     """In a process of their own, which imports neither ray nor torch."""
     address = address_file.read_text() if address_file.exists() else "127.0.0.1:1"
     command = ["run", training.env, "--server", address, "--envs", str(training.envs), "--quiet"]
+    command += ["--inference", training.inference]
     process = subprocess.Popen([sys.executable, "-m", "client_sdk.cli", *command])
     try:
         yield
@@ -173,7 +183,10 @@ def document(outcomes: Sequence[Outcome]) -> str:
             "",
             "```console",
             f"$ policy-server {shlex.join(training.arguments())}",
-            f"$ policy-client run {training.env} --server localhost:9900 --envs {training.envs}",
+            (
+                f"$ policy-client run {training.env} --server localhost:9900 "
+                f"--envs {training.envs} --inference {training.inference}"
+            ),
             "```",
             "",
         ]

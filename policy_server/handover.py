@@ -211,6 +211,7 @@ class HandOver:
             Episodes for RLlib, none of them empty, and the ends to report.
         """
         handed = HandedOver()
+        chunks = _joined(chunks)
         learnt = [chunk for chunk in chunks if self._is_learnt(chunk, version)]
         rows = self._gather(learnt)
         wanted = {id(chunk) for chunk in learnt}
@@ -555,6 +556,43 @@ class HandOver:
             )
         if thread.counted is not None and len(thread.counted):
             thread.counted = thread.counted.cut(len_lookback_buffer=self._lookback)
+
+
+def _joined(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Each episode's consecutive chunks of one version as one, in the place of the first.
+
+    Clients that act alone send a running episode in many small chunks. The learner bootstraps at the
+    end of each that it gets, so it should get few.
+    """
+    joined: list[Chunk] = []
+    latest: dict[int, Chunk] = {}
+    for chunk in chunks:
+        before = latest.get(id(chunk.identity))
+        if (
+            before is not None
+            and chunk.steps
+            and chunk.training
+            and chunk.policy is before.rows[-1][0].policy
+            and chunk.first_step == before.first_step + before.steps
+        ):
+            _append(before, chunk)
+        else:
+            joined.append(chunk)
+            if chunk.steps:
+                latest[id(chunk.identity)] = chunk
+    return joined
+
+
+def _append(chunk: Chunk, more: Chunk) -> None:
+    chunk.logged.extend(chunk.steps + step for step in more.logged)
+    chunk.rows = chunk.rows + more.rows
+    chunk.rewards = chunk.rewards + more.rewards
+    chunk.last_observation = more.last_observation
+    chunk.terminated, chunk.truncated, chunk.end = more.terminated, more.truncated, more.end
+    if chunk.receipt is None:
+        chunk.receipt = more.receipt
+    elif more.receipt is not None:
+        chunk.receipt.sequences.extend(more.receipt.sequences)
 
 
 def _runs(chunk: Chunk) -> list[tuple[int, int, LearnerView]]:

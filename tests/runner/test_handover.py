@@ -8,6 +8,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.utils.replay_buffers import EpisodeReplayBuffer
 
+from policy_server.experience import Deliveries
 from policy_server.handover import CHUNKS_KEPT, LOGGED_ACTION
 from tests.runner.support import HandOverUnderTest, Lane, ppo_config
 
@@ -48,7 +49,7 @@ def test_termination_and_truncation_stay_apart(under_test, how):
 def test_chunks_of_one_episode_continue_each_other(under_test):
     lane, policy = Lane(), under_test.policy()
     chunks = [lane.chunk(policy, 3), lane.chunk(policy, 4), lane.chunk(policy, 2, terminated=True)]
-    episodes = under_test.take(*chunks).episodes
+    episodes = [episode for chunk in chunks for episode in under_test.take(chunk).episodes]
     assert len({episode.id_ for episode in episodes}) == 1
     assert [episode.t_started for episode in episodes] == [0, 3, 7]
     assert [len(episode) for episode in episodes] == [3, 4, 2]
@@ -57,6 +58,44 @@ def test_chunks_of_one_episode_continue_each_other(under_test):
         whole.concat_episode(episode)
     assert _first_observations(whole) == list(range(10))
     assert whole.is_terminated
+
+
+def test_chunks_that_go_over_together_are_one_so_that_the_learner_bootstraps_once(under_test):
+    one, other, policy = Lane(), Lane(offset=100), under_test.policy()
+    handed = under_test.take(
+        one.chunk(policy, 3, logged=[2]),
+        other.chunk(policy, 2),
+        one.chunk(policy, 4, logged=[1]),
+        other.chunk(policy, 1, truncated=True),
+        one.chunk(policy, 2, terminated=True),
+    )
+    first, second = handed.episodes
+    assert _first_observations(first) == list(range(10))
+    assert first.get_rewards().tolist() == list(range(9))
+    assert [t for t, info in enumerate(first.get_infos()[1:]) if LOGGED_ACTION in info] == [2, 4]
+    assert first.is_terminated
+    assert _first_observations(second) == [100, 101, 102, 103]
+    assert second.is_truncated
+    assert len(handed.ends) == 2
+    assert under_test.ledger.snapshot()["delivered"] == 12
+    first.validate()
+
+
+def test_chunks_are_not_joined_over_a_new_version_or_a_loss(under_test):
+    lane, old, new = Lane(), under_test.policy(1), under_test.policy(2)
+    chunks = [lane.chunk(old, 2), lane.chunk(new, 3)]
+    lane.chunk(new, 1)  # never arrives
+    episodes = under_test.take(*chunks, lane.chunk(new, 4), version=2).episodes
+    assert [len(episode) for episode in episodes] == [2, 3, 4]
+    assert episodes[0].id_ == episodes[1].id_ != episodes[2].id_
+
+
+def test_uploads_that_went_over_as_one_chunk_are_settled_together(under_test):
+    lane, policy, deliveries = Lane(), under_test.policy(), Deliveries()
+    chunks = [lane.chunk(policy, 2, receipt=deliveries.take(sequence)) for sequence in (1, 2, 3)]
+    assert deliveries.through == 0
+    under_test.take(*chunks)
+    assert deliveries.through == 3
 
 
 def test_a_chunk_brings_the_end_of_the_one_before_as_lookback():
@@ -148,9 +187,8 @@ def test_logged_steps_are_marked_without_another_column(under_test):
 
 def test_a_mark_at_the_end_of_a_chunk_survives_joining(under_test):
     lane, policy = Lane(), under_test.policy()
-    first, second = under_test.take(
-        lane.chunk(policy, 2, logged=[1]), lane.chunk(policy, 1)
-    ).episodes
+    (first,) = under_test.take(lane.chunk(policy, 2, logged=[1])).episodes
+    (second,) = under_test.take(lane.chunk(policy, 1)).episodes
     first.concat_episode(second)
     assert [LOGGED_ACTION in info for info in first.get_infos()] == [False, False, True, False]
 
