@@ -207,7 +207,9 @@ class Uploader:
                 with self._link.changed:
                     self._finish_by = until
                     self._link.changed.notify_all()
-                self._thread.join(self._patience_s(until - time.monotonic()))
+                self._thread.join(min(_HELD_S, self._timeouts.close_s))
+                if not self._only_held:
+                    self._thread.join(max(until - time.monotonic(), 0.0))
             if (steps := self._spool.untaken_steps()) and not self._only_held:
                 logger.warning("closing without knowing whether the last %d steps arrived", steps)
             self._link.closing = True  # the server is about to end our calls
@@ -220,9 +222,6 @@ class Uploader:
         """Whether nothing is left to send: the server has it, and keeps its answer back."""
         link = self._link
         return link.connection is not None and link.session.holds and not self._spool.waiting
-
-    def _patience_s(self, left_s: float) -> float:
-        return max(min(left_s, _HELD_S) if self._only_held else left_s, 0.0)
 
     def _say_goodbye(self, timeout_s: float) -> None:
         connection, session = self._link.connection, self._link.handshake.session

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,7 @@ from client_sdk import PolicyClient, PolicyTimeout, Timeouts
 from client_sdk.errors import ClosedClientError, InvalidValueError, NoLocalInferenceError
 from client_sdk.runner import run_gymnasium
 from tests.client.acting_alone import serving_alone
-from tests.client.support import LOCAL_KINDS, QUICK, connect_once, connected, seen
+from tests.client.support import LOCAL_KINDS, PATIENCE_S, QUICK, connect_once, connected, seen
 from tests.server.talk import eventually
 from tests.servers import CARTPOLE_ACTIONS, serving
 
@@ -334,6 +335,19 @@ def stands_still(client):
     before = (client.stats.requests, client._actor._steps._unsent)
     threading.Event().wait(0.3)
     return before == (client.stats.requests, client._actor._steps._unsent)
+
+
+def test_closing_uploads_without_waiting_for_an_answer_that_is_held(kind, caplog):
+    patient = Timeouts(connect_s=3.0, close_s=60.0)
+    with serving_alone(hold=True) as server:
+        start = time.monotonic()
+        with connected(kind, server.address, timeouts=patient) as client:
+            episode_id = client.start_episode()
+            for step in range(3):
+                client.get_action(episode_id, seen(step))
+        assert time.monotonic() - start < PATIENCE_S
+        assert rows_of(server.collect(2)) == [0, 1]
+    assert "without knowing" not in caplog.text
 
 
 def test_closing_does_not_wait_for_an_upload_that_is_held(kind, caplog):
