@@ -18,7 +18,7 @@ from typing import Any, Self
 import grpc
 
 from client_sdk.config import ServerTls, is_loopback, is_token
-from client_sdk.env_handles import EnvRegistry
+from client_sdk.env_registry import EnvRegistry
 from client_sdk.env_service import SERVICE_NAME, EnvService
 from client_sdk.env_source import EnvFunction, EnvSource
 from client_sdk.listening import (

@@ -15,8 +15,10 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from client_sdk.env_handles import EnvHandle, EnvRegistry, FrameTap
+from client_sdk.env_handles import EnvHandle
+from client_sdk.env_registry import EnvRegistry
 from client_sdk.env_source import EnvSource
+from client_sdk.frame_tap import FrameTap
 from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import ERROR_TRAILER, Fault, Reason

@@ -1,0 +1,166 @@
+"""``RemoteClient``: what both remote environments have in common, between values and messages.
+
+One thread at a time.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.config import Address, TlsConfig, check_token
+from client_sdk.env_driver import EnvDriver
+from client_sdk.errors import InvalidValueError, error_from_fault
+from client_sdk.transport import Endpoint, Guard
+from client_sdk.viewer import Viewer
+from client_sdk.wire import PROTOCOL_VERSION
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.batches import Columns, SpaceCodec
+from client_sdk.wire.faults import Fault
+from client_sdk.wire.structs import Unsendable, fill_struct
+from client_sdk.wire.tensors import tensor_from_proto
+
+_INT64 = np.iinfo(np.int64)
+
+
+class RemoteClient:
+    """What both have in common: where the host is, and values in and out of messages."""
+
+    def __init__(
+        self,
+        what: str,
+        address: str,
+        env_id: str | None,
+        num_envs: int,
+        *,
+        kwargs: Mapping[str, Any] | None,
+        render_mode: str | None,
+        connect_timeout: float,
+        step_timeout: float,
+        token: str | None,
+        tls: TlsConfig | None,
+        insecure: bool,
+    ) -> None:
+        self.guard = Guard(what)
+        self.guard.closed = True
+        if render_mode not in (None, "rgb_array", "human"):
+            raise InvalidValueError(
+                f'expected None, "rgb_array" or "human", got {render_mode!r}: frames are what '
+                "crosses the wire",
+                "render_mode",
+            )
+        for name, value in (("connect_timeout", connect_timeout), ("step_timeout", step_timeout)):
+            if not value > 0:
+                raise InvalidValueError(
+                    f"expected a positive number of seconds, got {value!r}", name
+                )
+        where = Address.parse(address)
+        check_token(token, where, tls=tls is not None, insecure=insecure)
+        make = pb.MakeRequest(
+            protocol_version=PROTOCOL_VERSION,
+            env_id=env_id or "",
+            # Shown here, the host only draws.
+            render_mode="rgb_array" if render_mode else "",
+            num_envs=num_envs,
+        )
+        try:
+            fill_struct(make.kwargs, kwargs or {})
+        except Unsendable as error:
+            raise InvalidValueError(str(error), "kwargs") from None
+        self.viewer = Viewer(where) if render_mode == "human" else None
+        self.driver = EnvDriver(
+            Endpoint(where, tls, token, peer="host of environments"),
+            make,
+            connect_timeout_s=connect_timeout,
+            step_timeout_s=step_timeout,
+        )
+        self.guard.closed = False
+        self.n = num_envs or 1
+        self.observations = SpaceCodec(self.driver.observation_space)
+        self.actions = SpaceCodec(self.driver.action_space)
+        self.metadata = dict(self.driver.metadata)
+        modes = self.metadata.get("render_modes")
+        self.metadata["render_modes"] = _shown_here(modes if isinstance(modes, list) else [])
+        self._reset = pb.DriveRequest()
+        self._step = pb.DriveRequest()
+
+    def reset(
+        self, seeds: Sequence[int] | None, options: Mapping[str, Any] | None
+    ) -> pb.ResetResponse:
+        """Begin an episode in each.
+
+        Raises:
+            InvalidValueError: Seeds or options that cannot be sent.
+            PolicyClientError: As in ``EnvDriver.reset``.
+        """
+        request = self._reset
+        request.Clear()
+        reset = request.reset
+        reset.SetInParent()
+        for seed in seeds or ():
+            if not (_is_whole(seed) and 0 <= seed <= _INT64.max):
+                raise InvalidValueError(
+                    f"expected a whole number from 0 to {_INT64.max}, got {seed!r}", "seed"
+                )
+            reset.seeds.append(int(seed))
+        if options is not None:
+            try:
+                fill_struct(reset.options, options)
+            except Unsendable as error:
+                raise InvalidValueError(str(error), "options") from None
+        return self.driver.reset(request)
+
+    def step(self, columns: Columns) -> pb.StepResponse:
+        """One step of each, with actions of the action space; raises as ``EnvDriver.step``."""
+        actions = self._step.step.actions
+        actions.Clear()
+        self.actions.encode(columns, actions)
+        return self.driver.step(self._step)
+
+    def observed(self, response: pb.ResetResponse | pb.StepResponse) -> Columns:
+        """The observations in an answer.
+
+        Raises:
+            Fault: They are not of the space.
+        """
+        return self.observations.decode(response.observations, self.n, "observations")
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """What an environment looks like: [height, width, 3]; raises as ``EnvDriver.render``."""
+        try:
+            return np.array(tensor_from_proto(self.driver.render(index), "frame"))
+        except Fault as fault:
+            raise error_from_fault(fault) from None
+
+    def close(self) -> None:
+        """Have the environments closed. Idempotent."""
+        if self.guard.closed:
+            return
+        self.guard.closed = True
+        if self.viewer is not None:
+            self.viewer.close()
+        if not self.guard.forked:  # else the connection is the parent's
+            self.driver.close()
+
+    def forget(self, owner: object) -> None:
+        """Nobody holds the environment any more."""
+        if self.guard.closed or self.guard.forked:
+            return
+        warnings.warn(f"{owner!r} was never closed", ResourceWarning, stacklevel=3, source=owner)
+        if not sys.is_finalizing():
+            self.guard.closed = True
+            self.driver.abort()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _shown_here(modes: list[Any]) -> list[Any]:
+    """Whatever can be drawn can be shown on this side."""
+    return sorted({"human", "rgb_array"} if "rgb_array" in modes else [])
