@@ -143,7 +143,7 @@ def test_closing_uploads_what_running_episodes_have_experienced(kind, server):
 
 
 def test_a_slow_application_is_heard_of_all_the_same(kind, monkeypatch):
-    monkeypatch.setattr("client_sdk.local_actor.MAX_AGE_S", 0.0)
+    monkeypatch.setattr("client_sdk.local_steps.MAX_AGE_S", 0.0)
     with (
         serving_alone() as server,
         connected(kind, server.address) as client,
