@@ -1,8 +1,10 @@
-"""Frames as an mp4 file, through imageio's ffmpeg. The thread that made it."""
+"""Frames as an mp4 file, through imageio's ffmpeg. Main thread only."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,10 @@ class VideoFile:
         Raises:
             InvalidValueError: It has another size than the first one.
         """
+        with _undisturbed():
+            self._add(frame)
+
+    def _add(self, frame: NDArray[np.uint8]) -> None:
         if self._writer is None:
             self._shape = frame.shape
             self._writer = self._imageio.get_writer(
@@ -70,6 +76,29 @@ class VideoFile:
         """Finish the file; without a frame there is none. Idempotent."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.close()
-            with contextlib.suppress(FileNotFoundError):
+            with _undisturbed():
+                writer.close()
+            try:
                 self._unfinished.replace(self._path)
+            except FileNotFoundError:  # ffmpeg was stopped before it began
+                self.frames = 0
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait until the block is over: in the middle of a frame they would cost the file."""
+    came: list[tuple[int, Any]] = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append((number, frame))
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for caught, frame in came:
+            handler = previous[signal.Signals(caught)]
+            if callable(handler):
+                handler(caught, frame)

@@ -86,8 +86,11 @@ def run(options: argparse.Namespace) -> int:
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         return _failed(EXIT_FAILED, str(error))
     try:
-        for frame in _frames(endpoint, options):
+        for number, frame in enumerate(_frames(endpoint, options)):
             show(frame)
+            if number == 0:
+                target = f"; recording to {options.out}" if options.out else ""
+                print(f"watching {address}{target}", flush=True)
     except PolicyClientError as error:
         return _failed(EXIT_FAILED, str(error))
     finally:
@@ -123,6 +126,7 @@ def _frames(endpoint: Endpoint, options: argparse.Namespace) -> Iterator[NDArray
         for response in connection.stream_frames(request, options.seconds):
             seen += 1
             yield np.asarray(tensor_from_proto(response.frame, "frame"))
+        logger.info("the host is gone (it ended the stream)")
     except Disconnected as error:
         waited_s = time.monotonic() - start
         if options.seconds is not None and waited_s >= options.seconds:

@@ -140,7 +140,7 @@ class Scripted(gym.Env):
 
     def render(self) -> Any:
         frame = self._script.note("render")
-        return np.full((4, 6, 3), self._step, np.uint8) if frame is None else frame
+        return np.full((4, 6, 3), self._step % 256, np.uint8) if frame is None else frame
 
     def close(self) -> None:
         self._script.note("close")

@@ -1,5 +1,6 @@
 """Frames: when they are drawn, who sees them, and what they are recorded to."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -274,8 +275,10 @@ def test_it_records_a_video_that_can_be_played(tmp_path):
             env.step(0)
         out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
-    frames = int(out.split()[1])
-    assert out == f"wrote {frames} frames to {file}\n"
+    first, last = out.splitlines()
+    assert first == f"watching {host.address}; recording to {file}"
+    frames = int(last.split()[1])
+    assert last == f"wrote {frames} frames to {file}"
     assert 1 < frames <= 42
     with imageio.get_reader(file) as reader:
         pictures = [np.asarray(picture) for picture in reader]
@@ -285,7 +288,7 @@ def test_it_records_a_video_that_can_be_played(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_it_finishes_its_file_when_it_is_interrupted(tmp_path):
+def test_it_leaves_a_whole_file_or_none_when_it_is_interrupted(tmp_path):
     imageio = pytest.importorskip("imageio", reason="the extra `video`")
     file = tmp_path / "run.mp4"
     script = Script(render=lambda: np.zeros((32, 32, 3), np.uint8))
@@ -295,24 +298,44 @@ def test_it_finishes_its_file_when_it_is_interrupted(tmp_path):
     ):
         env.reset()
         process = subprocess.Popen(
-            [*WATCH, host.address, "--out", str(file)], stdout=subprocess.PIPE, text=True
+            [*WATCH, host.address, "--out", str(file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         try:
-            wait_for(lambda: stepped(env, script) > 5)
-            process.terminate()
-            out, _ = process.communicate(timeout=PATIENCE_S)
+            with stepping(env):
+                assert process.stdout.readline().endswith(f"recording to {file}\n")
+                process.terminate()
+                out, err = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
             process.communicate()
     assert process.returncode == 143
-    assert out.startswith("wrote ")
-    with imageio.get_reader(file) as reader:
-        assert sum(1 for _ in reader) == int(out.split()[1])
+    assert "Traceback" not in err
+    if "is not written" in err:  # ffmpeg had not begun
+        assert not file.exists()
+    else:
+        with imageio.get_reader(file) as reader:
+            assert f"wrote {sum(1 for _ in reader)} frames" in out
 
 
-def stepped(env, script):
-    env.step(0)
-    return script.count("render")
+@contextlib.contextmanager
+def stepping(env):
+    """Steps it in another thread for as long as the block lasts."""
+    done = threading.Event()
+
+    def step():
+        while not done.is_set():
+            env.step(0)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(PATIENCE_S)
 
 
 def test_it_shows_frames_until_the_host_ends():
@@ -324,10 +347,15 @@ def test_it_shows_frames_until_the_host_ends():
     ):
         env.reset()
         process = subprocess.Popen(
-            [*WATCH, host.address], env=SCREENLESS, stderr=subprocess.PIPE, text=True
+            [*WATCH, host.address],
+            env=SCREENLESS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         try:
-            wait_for(lambda: stepped(env, script) > 2)
+            with stepping(env):
+                assert process.stdout.readline() == f"watching {host.address}\n"
             host.stop()
             _, err = process.communicate(timeout=PATIENCE_S)
         finally:
