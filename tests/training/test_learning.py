@@ -16,14 +16,19 @@ from tests.training.support import (
 )
 
 
+INFERENCE = pytest.mark.parametrize("inference", ["remote", "local"])
+
+
 @pytest.mark.learning
 @pytest.mark.timeout(240)
-def test_ppo_learns_from_simulators_that_ask_for_every_action(ray_session):
+@INFERENCE
+def test_ppo_learns_from_simulators(ray_session, inference):
     config = over_cartpole(PPOConfig(), num_env_runners=1)
     config.training(
         lr=3e-4, train_batch_size=2000, minibatch_size=128, num_epochs=6, vf_loss_coeff=0.01
     ).rl_module(model_config={"fcnet_hiddens": [64, 64], "vf_share_layers": False})
-    with building(config) as algo, cartpoles(address_of(algo)):
+    simulators = ("--inference", inference)
+    with building(config) as algo, cartpoles(address_of(algo), 8, *simulators):
         result = train_until(algo, lambda result: mean_return(result) >= 150, iterations=40)
     server = result["env_runners"]["policy_server"]
     assert server["sessions"] == 1
@@ -32,7 +37,8 @@ def test_ppo_learns_from_simulators_that_ask_for_every_action(ray_session):
 
 @pytest.mark.learning
 @pytest.mark.timeout(240)
-def test_dqn_learns_from_simulators_that_ask_for_every_action(ray_session):
+@INFERENCE
+def test_dqn_learns_from_simulators(ray_session, inference):
     config = over_cartpole(DQNConfig(), num_env_runners=0)
     config.training(
         lr=5e-4,
@@ -47,6 +53,7 @@ def test_dqn_learns_from_simulators_that_ask_for_every_action(ray_session):
         min_sample_timesteps_per_iteration=500, min_time_s_per_iteration=0
     ).rl_module(model_config={"fcnet_hiddens": [64, 64]})
     # A random policy gets 20.
-    with building(config) as algo, cartpoles(address_of(algo), 4):
+    simulators = ("--inference", inference)
+    with building(config) as algo, cartpoles(address_of(algo), 4, *simulators):
         result = train_until(algo, lambda result: mean_return(result) >= 50, iterations=80)
     assert result["env_runners"]["policy_server"]["handover_errors"] == 0
