@@ -15,7 +15,6 @@ from tests.training.support import (
     train_until,
 )
 
-
 INFERENCE = pytest.mark.parametrize("inference", ["remote", "local"])
 
 
