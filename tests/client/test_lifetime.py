@@ -309,32 +309,37 @@ def test_the_forked_error_names_the_cure():
 
 
 INTERRUPTS = """
-    import signal, sys, threading
+    import signal, sys, threading, time
     import numpy as np
     from client_sdk import PolicyClient
 
     with PolicyClient(*sys.argv[1:]):
         pass  # everything is imported: native modules bear no interrupt in the middle of that
     signal.signal(signal.SIGALRM, signal.default_int_handler)
-    rounds, client = 0, None
+    interrupted, dropped, client = 0, 0, None
     for delay in range(60):
         signal.setitimer(signal.ITIMER_REAL, 0.02 + delay * 1e-4)
+        until = time.monotonic() + 2.0
         try:
             with PolicyClient(*sys.argv[1:]) as client, client.episodes(2) as batch:
-                while True:
+                while time.monotonic() < until:
                     batch.act(np.zeros((2, 4)), [1, 1])
+            dropped += 1  # by Python, which ignores what is raised in a weak reference's callback
         except KeyboardInterrupt:
-            rounds += 1
+            interrupted += 1
         if client is not None and not client.closed:
             client.close()
-    print(rounds)
+    print(interrupted, dropped)
 """
 
 
 @MODES
 def test_an_interrupt_may_strike_anywhere(mode):
-    with serving_mode(mode) as server:
-        assert run_python(INTERRUPTS, server.address, mode) == "60"
+    # Nobody takes the experience, and there is more of it than a buffer holds.
+    with serving_mode(mode, when_full="discard") as server:
+        interrupted, dropped = map(int, run_python(INTERRUPTS, server.address, mode).split())
+        assert interrupted + dropped == 60
+        assert dropped <= 6
         assert server.unaccounted() == 0
 
 
