@@ -88,6 +88,7 @@ class Uploader:
         self._backoff = Backoff()
         self._reasons_told: set[Reason] = set()
         self._warned_of_drops = False
+        self._idle = False  # the thread waits for something to do
         self._thread = threading.Thread(target=self._run, name="client_sdk uploads", daemon=True)
 
     # -- whoever acts --------------------------------------------------------------------------
@@ -126,7 +127,8 @@ class Uploader:
                 self._hold_for((chunk.lineage for chunk in chunks), self._spool.added)
             if self._is_too_fast():
                 self._slowed = self.attention = True
-            self._link.changed.notify_all()
+            if urgent or self._idle:  # else it lingers for more, and whoever acts keeps the core
+                self._link.changed.notify_all()
 
     def _is_too_fast(self) -> bool:
         """Whether the server keeps us waiting because it has enough, and we have made much more.
@@ -324,7 +326,9 @@ class Uploader:
             while not (self._request is not None or self._spool.untaken):
                 if link.closing or link.connection is None or self._finish_by is not None:
                     return False
+                self._idle = True
                 link.changed.wait(_LONG_S)
+                self._idle = False
             if self._request is None:
                 link.changed.wait_for(self._hurries, LINGER_S)
         return not link.closing
