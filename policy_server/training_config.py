@@ -176,7 +176,9 @@ def _tune_sac(config: AlgorithmConfig, *, runners: int) -> None:
         # RLlib takes it as if there were one runner more.
         training_intensity=batch / (runners + 1),
         num_steps_sampled_before_learning_starts=batch,
-        target_network_update_freq=1,
+        # With each update. Any more would be counted in steps, which stand still while a fragment
+        # is paid back: its first update alone would move the targets.
+        target_network_update_freq=0,
         replay_buffer_config={
             "type": "PrioritizedEpisodeReplayBuffer",
             "capacity": 100_000,

@@ -3,11 +3,14 @@
 import json
 
 import gymnasium
+import numpy as np
 import pytest
+import torch
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.dqn import calculate_rr_weights
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from policy_server import PolicyServerConfig, PolicyServerEnvRunner
 from policy_server.training_config import (
@@ -58,6 +61,18 @@ def test_sac_makes_one_update_for_each_step(runners):
     assert isinstance(config, SACConfig)
     config.validate()
     assert calculate_rr_weights(config) == [1, config.get_rollout_fragment_length()]
+
+
+def test_sac_moves_its_targets_with_each_of_the_updates_of_a_fragment():
+    config = build_config(TrainOptions(algo="SAC", env="Pendulum-v1"))
+    learner = config.build_learner(env=gymnasium.make("Pendulum-v1"))
+    module = learner.module["default_policy"]
+    (weight, *_), (target, *_) = (list(net.parameters()) for net in (module.qf, module.target_qf))
+    with torch.no_grad():
+        weight.copy_(target + 1.0)
+    for _ in range(3):
+        learner.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 16})
+    np.testing.assert_allclose((weight - target).detach(), (1 - config.tau) ** 3, rtol=1e-5)
 
 
 def test_settings_override_what_sac_is_tuned_with():
