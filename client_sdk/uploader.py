@@ -152,7 +152,10 @@ class Uploader:
         """
         self._link.check()
         policy = self.feed.policy
-        return policy is not None and not (trains and self._waits(policy))
+        if policy is None:
+            return False
+        # While nobody could answer, it acts on.
+        return not (trains and self._link.connection is not None and self._waits(policy))
 
     def await_policy(self, *, trains: bool) -> None:
         """Wait until ``may_act``.
@@ -256,10 +259,10 @@ class Uploader:
 
     def _waits(self, policy: LoadedPolicy) -> bool:
         """Whether training episodes wait for an answer, or for the policy that it named."""
-        if self._slowed and self._link.connection is not None:
-            return True
-        return self._spool.settled < self._hold_until or (
-            policy.version < self._least_version and policy.session == self._link.number
+        return (
+            self._slowed
+            or self._spool.settled < self._hold_until
+            or (policy.version < self._least_version and policy.session == self._link.number)
         )
 
     def _hold_for(self, lineages: Iterable[Lineage], until: int) -> None:

@@ -389,6 +389,29 @@ def test_the_client_acts_on_while_the_server_is_away_and_uploads_in_order(kind, 
         assert client.stats.steps_dropped == 0
 
 
+def test_whoever_waits_for_the_learner_acts_on_while_the_server_is_away(kind, caplog):
+    with (
+        serving_alone(hold=True, steps_per_upload=10) as server,
+        Relay(server.address) as relay,
+        connected(kind, relay.address) as client,
+        client.episode() as episode,
+    ):
+        for step in range(10):
+            episode.act(seen(step))
+        waiting = threading.Thread(target=lambda: episode.act(seen(10)))
+        waiting.start()
+        eventually(lambda: server.ledger()["received"] == 10)
+        assert waiting.is_alive()
+        go_away(relay, caplog)
+        waiting.join(PATIENCE_S)
+        for step in range(11, 101):
+            episode.act(seen(step))
+        relay.open = True
+        assert rows_of(server.collect(100, timeout_s=PATIENCE_S)) == list(range(100))
+        server.publish(2, action=1)
+        eventually(lambda: episode.act(seen(101)) == 1)
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_beyond_its_bound_the_oldest_experience_is_lost_and_counted(
     kind, on_disk, tmp_path, monkeypatch, caplog
