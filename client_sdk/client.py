@@ -199,7 +199,7 @@ class PolicyClient(ClientBase):
             multiagent_done_dict: None.
 
         Raises:
-            NotFiniteError: A reward or a number in ``info`` is NaN or infinite.
+            NotFiniteError: A reward is not finite in float32, or a number in ``info`` not at all.
             InvalidValueError: A reward before the first action.
         """
         with self._guard:

@@ -30,6 +30,7 @@ from client_sdk.errors import (
     SpaceMismatchError,
     UnknownEpisodeError,
 )
+from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 
 if TYPE_CHECKING:
     from client_sdk.exchange import Pending
@@ -213,7 +214,7 @@ class EpisodeTrack:
         """Add to what the next row reports.
 
         Raises:
-            NotFiniteError: NaN or infinity.
+            NotFiniteError: The sum is not finite, or not in float32.
             InvalidValueError: No number; or a reward before the first action, which nobody earned.
         """
         if reward.__class__ is float and reward == 0.0:
@@ -224,8 +225,12 @@ class EpisodeTrack:
             raise InvalidValueError(
                 f"expected a number, got {type(reward).__name__}", field="reward"
             ) from None
-        if not math.isfinite(value):
-            raise NotFiniteError(f"expected a finite number, got {value}", field="reward")
+        # The learner computes in float32; NaN compares as false.
+        if not abs(self._reward + value) <= FLOAT32_MAX:
+            raise NotFiniteError(
+                f"expected a number that is finite in float32, got {self._reward + value}",
+                field="reward",
+            )
         if value and self.step == 0 and self.pending is None:
             if self._resumed:
                 return  # earned by an action that the server does not know
@@ -412,11 +417,12 @@ class BatchTrack:
         earned = self._column("rewards", rewards, np.float64)
         over = self._column("terminated", terminated, np.bool_)
         cut = self._column("truncated", truncated, np.bool_)
-        if earned is not None and not np.isfinite(earned).all():
-            bad = np.flatnonzero(~np.isfinite(earned) & ~begins)
+        if earned is not None and not (fine := np.abs(earned) <= FLOAT32_MAX).all():
+            bad = np.flatnonzero(~fine & ~begins)
             if len(bad):
                 raise NotFiniteError(
-                    f"expected finite numbers, got {earned[bad[0]]}", field=f"rewards[{bad[0]}]"
+                    f"expected numbers that are finite in float32, got {earned[bad[0]]}",
+                    field=f"rewards[{bad[0]}]",
                 )
         ended: NDArray[np.bool_] | None = None
         if over is not None or cut is not None:

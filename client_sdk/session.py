@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from typing import Any
 
 import gymnasium as gym
@@ -27,6 +26,7 @@ from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault
+from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from client_sdk.wire.spaces import diff, space_from_proto, space_to_proto
 
 logger = logging.getLogger("client_sdk")
@@ -243,8 +243,17 @@ class Handshake:
         Raises:
             InvalidValueError: It is none of the space, or its log-density no finite number.
         """
-        if logp is not None and not math.isfinite(logp):
-            raise NotFiniteError(f"expected a finite number, got {logp}", field="logp")
+        if logp is not None:
+            try:
+                finite = abs(float(logp)) <= FLOAT32_MAX  # NaN compares as false
+            except (TypeError, ValueError):
+                raise InvalidValueError(
+                    f"expected a number, got {type(logp).__name__}", field="logp"
+                ) from None
+            if not finite:
+                raise NotFiniteError(
+                    f"expected a number that is finite in float32, got {logp}", field="logp"
+                )
         codec = self.action_codec
         try:
             columns = codec.columns_of(value, "action")

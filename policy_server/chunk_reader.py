@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
+from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from client_sdk.wire.tensors import DTYPES
 from client_sdk.wire.trees import tree_of
 from policy_server.actions import LOGP, LoggedActions
 from policy_server.episodes import ABANDONED, RUNNING
 from policy_server.experience import POLICY_ID, InferredBatch
 from policy_server.policy_check import PolicyCheck
-from policy_server.rows import FLOAT32_MAX, mask_path
+from policy_server.rows import mask_path
 
 if TYPE_CHECKING:
     from client_sdk.onnx_policy import OnnxPolicy

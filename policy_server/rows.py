@@ -15,6 +15,7 @@ import numpy as np
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
+from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from policy_server.actions import LoggedActions
 from policy_server.episodes import ABANDONED, RUNNING, TRUNCATED, AgentTrack, EpisodeBook
 from policy_server.requests import Ask, Group
@@ -22,7 +23,6 @@ from policy_server.requests import Ask, Group
 _ONLY_AGENT = ""
 _MASK = "action_mask"
 """Key under which RLlib's action masking modules look for the mask."""
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Fields:

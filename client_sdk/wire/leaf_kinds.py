@@ -23,8 +23,8 @@ _FEW_ELEMENTS: Final = 8
 _BLAS_ELEMENTS: Final = 4096
 """... and up to here a dot product."""
 
-
-_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+"""Learners compute in float32: what is beyond becomes infinite there."""
 
 
 class BoxLeaf(Leaf):
@@ -40,7 +40,7 @@ class BoxLeaf(Leaf):
         self._has_blas = spec.dtype.kind == "f" and spec.dtype.itemsize >= 4
         self._is_wide = spec.dtype.kind == "f" and spec.dtype.itemsize > 4
         # Of a sum of squares, each of which it bounds.
-        self._sure_below = _FLOAT32_MAX if self._is_wide else math.inf
+        self._sure_below = FLOAT32_MAX if self._is_wide else math.inf
 
     def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """See ``Leaf``: NaN and infinity."""
@@ -56,7 +56,7 @@ class BoxLeaf(Leaf):
                     and np.vdot(column, column) < self._sure_below
                 )
             if not sure:
-                finite = np.abs(column) <= _FLOAT32_MAX if self._is_wide else np.isfinite(column)
+                finite = np.abs(column) <= FLOAT32_MAX if self._is_wide else np.isfinite(column)
                 if not finite.all():
                     self.note(~finite, column, field, faults, Reason.NOT_FINITE, "a finite number")
 

@@ -256,9 +256,10 @@ def test_abandoned_rows_begin_anew():
 def test_rewards_whose_sum_overflows_are_finite_all_the_same():
     batch = BatchTrack(Numbering(), 2, PLAIN)
     step(batch)
-    assert step(batch, rewards=[1.7e308, 1.7e308]).rewards == [1.7e308, 1.7e308]
-    with pytest.raises(NotFiniteError, match=r"rewards\[1\]"):
-        step(batch, rewards=[0.0, float("-inf")])
+    assert step(batch, rewards=[3e38, 3e38]).rewards == [3e38, 3e38]
+    for bad in (float("-inf"), float("nan"), -4e38):
+        with pytest.raises(NotFiniteError, match=r"rewards\[1\]"):
+            step(batch, rewards=[0.0, bad])
 
 
 # -- the book --------------------------------------------------------------------------------------

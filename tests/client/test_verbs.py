@@ -203,7 +203,7 @@ def test_a_bad_observation_records_nothing_and_the_episode_goes_on(
     assert chunk.rewards == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("reward", [NAN, float("inf"), "much", None])
+@pytest.mark.parametrize("reward", [NAN, float("inf"), -1e39, "much", None])
 def test_a_bad_reward_is_refused_at_once(client, server, reward):
     episode_id = client.start_episode()
     client.get_action(episode_id, seen(0))
@@ -264,7 +264,14 @@ def test_log_action_without_a_needed_logp_is_refused_at_the_first_call(kind):
 
 
 @pytest.mark.parametrize(
-    ("action", "logp", "says"), [(2, None, "action"), (0, NAN, "logp"), ("a", None, "action")]
+    ("action", "logp", "says"),
+    [
+        (2, None, "action"),
+        ("a", None, "action"),
+        (0, NAN, "logp"),
+        (0, -1e39, "logp"),
+        (0, "little", "logp"),
+    ],
 )
 def test_a_bad_logged_action_records_nothing(client, server, action, logp, says):
     episode_id = client.start_episode()
