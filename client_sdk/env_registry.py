@@ -12,6 +12,7 @@ import gymnasium as gym
 
 from client_sdk.env_handles import EnvHandle
 from client_sdk.env_thread import host_stopping, unknown_handle
+from client_sdk.hosted_env import EnvironmentFault
 from client_sdk.wire.faults import Fault, Reason
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ class EnvRegistry:
             number = self.made
         try:
             handle = EnvHandle(number, make, num_envs, self._lease_s)
+        except EnvironmentFault as fault:
+            logger.warning("environment %d: %s", number, fault, exc_info=fault.__cause__)
+            raise
         finally:
             with self._lock:
                 self._reserved -= size

@@ -188,6 +188,7 @@ class _Drive:
             )
         elif request.HasField("reset"):
             reset = request.reset
+            response.reset.SetInParent()  # else an empty Dict as observation would be no answer
             self._handle_of(reset.env_handle).play(
                 lambda hosted: hosted.reset(reset, response.reset), driving=True
             )

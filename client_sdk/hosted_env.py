@@ -28,11 +28,28 @@ class EnvironmentFault(Fault):
     """The environment itself raised, or gave what its spaces do not hold: it must be closed."""
 
     def __init__(self, doing: str, error: BaseException) -> None:
-        said = " ".join(str(error).split())
+        said = _said(error)
         super().__init__(
             Reason.ENVIRONMENT_FAILED,
             f"the environment failed in {doing}: {type(error).__name__}{': ' if said else ''}{said}",
         )
+
+
+_MAX_SAID_BYTES = 1500
+"""Of an exception's own words: they may travel in a trailer, percent-encoded, and 8 KiB of those
+are all that gRPC is sure to pass on."""
+
+
+def _said(error: BaseException) -> str:
+    """An exception's own words in one line that can be sent, whatever its class makes of them."""
+    try:
+        words = " ".join(str(error).split())
+    except Exception:
+        return "(it cannot say what is wrong: its __str__ failed, too)"
+    data = words.encode(errors="backslashreplace")  # a lone surrogate is no UTF-8
+    if len(data) <= _MAX_SAID_BYTES:
+        return data.decode()
+    return f"{data[:_MAX_SAID_BYTES].decode(errors='ignore')} ... (the host's log has all of it)"
 
 
 class HostedEnv:

@@ -62,6 +62,8 @@ def dict_of_struct(struct: struct_pb2.Struct, *, whole_numbers: bool = False) ->
 def _fill_struct(
     struct: struct_pb2.Struct, values: Mapping[Any, Any], where: str, depth: int
 ) -> None:
+    if not isinstance(values, Mapping):
+        raise Unsendable(f"expected a dict, got {type(values).__name__}")
     struct.SetInParent()
     for key, value in values.items():
         _check_key(key, where)
@@ -81,7 +83,7 @@ def _fill_value(target: struct_pb2.Value, value: Any, where: str, depth: int) ->
         try:
             target.number_value = value
         except OverflowError:
-            raise Unsendable(f"{where}: {value:.3g} is beyond a double") from None
+            raise Unsendable(f"{where}: expected a number within a double's range") from None
     elif isinstance(value, str):
         try:
             target.string_value = value

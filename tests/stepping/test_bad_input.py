@@ -181,6 +181,10 @@ def test_a_mask_of_resets_is_refused_where_environments_reset_themselves(host):
 def test_options_that_json_does_not_know_are_refused_by_name(env, script):
     with pytest.raises(InvalidValueError, match=r"'map'\['walls'\].*got object"):
         env.reset(options={"map": {"walls": object()}})
+    with pytest.raises(InvalidValueError, match="'far': expected a number within a double's range"):
+        env.reset(options={"far": 10**400})
+    with pytest.raises(InvalidValueError, match="options: expected a dict, got list"):
+        env.reset(options=["level", 3])
     env.reset(options={"level": 3, "map": np.arange(3), "name": None, "rate": 0.5})
     assert script.options == [{"level": 3, "map": [0, 1, 2], "name": None, "rate": 0.5}]
 

@@ -84,6 +84,36 @@ def test_an_environment_that_raises_is_closed_and_the_others_are_not(what, error
         assert script.count("make") == 3
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("what", ["make", "step", "render"])
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("long" * 10_000), r"longlong.* \.\.\. \(the host's log has all of it\)"),
+        (ValueError("漢字" * 10_000), r"漢字漢字.* \.\.\. \(the host's log has all of it\)"),
+        (ValueError("file \udce4.txt"), r"file \\udce4\.txt"),
+        (Speechless(), r"\(it cannot say"),
+    ],
+    ids=["long", "long and foreign", "no UTF-8", "speechless"],
+)
+def test_whatever_an_environment_says_arrives_as_its_failure(what, error, says, caplog):
+    def use(address):
+        with RemoteEnv(address, render_mode="rgb_array") as env:
+            env.reset()
+            env.step(0)
+            env.render()
+
+    with hosting(Script(**{what: raises(error)}).make) as host:
+        with pytest.raises(EnvironmentFailedError, match=rf"failed in {what}: \w+: {says}"):
+            use(host.address)
+        assert host.open_envs == 0
+        assert f"failed in {what}" in caplog.text
+
+
 def test_an_environment_that_cannot_be_made_says_why_and_counts_for_nothing():
     script = Script(make=raises(RuntimeError("no licence")))
     with hosting(script.make) as host:
@@ -135,6 +165,7 @@ def test_what_cannot_be_sent_is_left_out_of_info_and_said_so_once(caplog):
         "text": "hello",
         "object": object(),
         "inside": [1, object()],
+        "beyond": 10**400,
         3: "a number as key",
     }
     script = Script(reset=lambda: info)
@@ -146,8 +177,9 @@ def test_what_cannot_be_sent_is_left_out_of_info_and_said_so_once(caplog):
                 "text": "hello",
             }
     said = [record.getMessage() for record in caplog.records if "left out" in record.message]
-    assert len(said) == 3
-    assert all(any(word in line for line in said) for word in ("'object'", "'inside'[1]", "got 3"))
+    assert len(said) == 4
+    for word in ("'object'", "'inside'[1]", "'beyond'", "got 3"):
+        assert any(word in line for line in said)
 
 
 # -- the host, or the way to it, fails

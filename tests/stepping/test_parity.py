@@ -6,6 +6,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -97,6 +98,19 @@ def test_gymnasium_finds_no_fault_with_every_space_and_rendering():
     ):
         warnings.simplefilter("ignore")
         check_env(env)
+
+
+@pytest.mark.parametrize("nothing", [{}, ()])
+def test_an_observation_without_any_leaf_is_one(nothing):
+    class Blind(Mixed):
+        observation_space = spaces.Tuple(()) if nothing == () else spaces.Dict({})
+
+        def _observe(self):
+            return nothing, {}
+
+    with hosting(Blind) as host, RemoteEnv(host.address) as env:
+        assert env.reset() == (nothing, {})
+        assert env.step(env.action_space.sample())[0] == nothing
 
 
 def test_arrays_in_infos_of_a_vector_are_stacked_and_ragged_ones_stay_lists():
