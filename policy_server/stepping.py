@@ -150,12 +150,10 @@ class _Host:
         self._said.clear()
         # Else everyone on this machine could use the environments; an option would show in ps.
         self.token = secrets.token_urlsafe(16)
-        environment = {
-            **os.environ,
-            TOKEN_VARIABLE: self.token,
-            # Modules that can be imported here can be there.
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
+        environment = {**os.environ, TOKEN_VARIABLE: self.token}
+        if self._command[0] == sys.executable:
+            # Modules that can be imported here can be there. Another Python has its own.
+            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         with tempfile.TemporaryDirectory(prefix="policy-client-host-") as directory:
             address_file = Path(directory) / "address"
             command = [

@@ -56,6 +56,22 @@ def test_arguments_reach_the_environment_with_their_types():
         creator({"callback": print})
 
 
+def test_what_can_be_imported_here_can_be_hosted(tmp_path, monkeypatch):
+    (tmp_path / "my_robot.py").write_text(
+        "import gymnasium\ndef make(): return gymnasium.make('Acrobot-v1')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with contextlib.closing(RemoteEnvCreator("my_robot:make")({})) as env:
+        assert env.reset(seed=1)[0].shape == (6,)
+
+
+def test_a_simulator_with_a_python_of_its_own_keeps_its_modules(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    creator = RemoteEnvCreator("x", host_command=["/bin/sh", "-c", 'echo "at $PYTHONPATH."'])
+    with pytest.raises(HostError, match=r"at /theirs\."):
+        creator({})
+
+
 @pytest.mark.parametrize("arguments", [{}, {"num_envs": 2}])
 def test_a_host_that_dies_is_started_again_at_the_next_reset(arguments):
     with contextlib.closing(CREATOR(arguments)) as env, contextlib.closing(CREATOR({})) as other:
