@@ -42,7 +42,10 @@ def when_process_ends(pid: int, call: Callable[[], object]) -> None:
 def _waiter(pid: int) -> Callable[[], object] | None:
     """What blocks until that process has ended; None: it has."""
     if hasattr(os, "pidfd_open") and Path("/proc/self/stat").exists():
-        return _linux_waiter(pid)
+        try:
+            return _linux_waiter(pid)
+        except OSError as error:  # a kernel before 5.3, or a sandbox that does not let it through
+            logger.debug("no descriptor of process %d: %s", pid, error.strerror)
     try:
         import psutil
     except ImportError as error:
@@ -65,8 +68,6 @@ def _linux_waiter(pid: int) -> Callable[[], object] | None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    except OSError as error:
-        raise ParentError(f"cannot watch process {pid}: {error.strerror}") from error
     # The descriptor holds on to whoever has the number now: look at its age only afterwards.
     try:
         younger = _started(pid) > _started(os.getpid())
