@@ -93,7 +93,8 @@ def _listens(
     )
     return failure or ConnectTimeout(
         f"something listens on {endpoint.address} but did not open a session within {waited_s:.3g} "
-        f"s ({why}). Is it a {endpoint.peer}?"
+        f"s ({why}). Is it a {endpoint.peer}? One that is slow to start needs a longer connect "
+        "timeout."
     )
 
 
