@@ -42,7 +42,19 @@ _DQN = (
     *("--set=rollout_fragment_length=64", "--set=min_sample_timesteps_per_iteration=2000"),
     '--set=model_config={"fcnet_hiddens": [64, 64]}',
 )
-_SAC = ("--algo", "SAC", "--set=min_sample_timesteps_per_iteration=1000")
+# One update for each step, so an update must be cheap: small networks, small batches.
+_SAC_NET = {
+    "fcnet_hiddens": [64, 64],
+    "fcnet_activation": "relu",
+    "fusionnet_hiddens": [64, 64],
+    "fusionnet_activation": "relu",
+}
+_SAC = (
+    *("--algo", "SAC", "--set=actor_lr=0.001", "--set=critic_lr=0.001", "--set=alpha_lr=0.001"),
+    *("--set=train_batch_size_per_learner=128", "--set=training_intensity=64", "--set=n_step=1"),
+    *("--set=num_steps_sampled_before_learning_starts=500", "--set=min_time_s_per_iteration=0"),
+    *("--set=min_sample_timesteps_per_iteration=800", f"--set=model_config={json.dumps(_SAC_NET)}"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
