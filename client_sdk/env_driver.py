@@ -48,8 +48,8 @@ class EnvDriver:
         observation_space: Of one environment, as the host told it.
         action_space: Of one environment.
         metadata: Of the environment.
+        handle: What requests name; another one once they have been made again.
         traffic: Resets and steps, and their answers, of all handles so far.
-        request: The next request; whoever fills it sends it with ``exchange``.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class EnvDriver:
 
     # -- the environments
 
-    def reset(self, request: pb.DriveRequest) -> pb.ResetResponse:
+    def reset(self, request: pb.ResetRequest) -> pb.ResetResponse:
         """Begin an episode in each; made again first, where the last ones are gone.
 
         Raises:
@@ -163,37 +163,42 @@ class EnvDriver:
         """
         if self._stream is not None:
             try:
-                return self._exchange(request, "reset").reset
+                return self._reset(request)
             except (EnvironmentLostError, UnknownEnvironmentError) as error:
                 # Nothing is lost between two episodes.
                 logger.info("%s; making the environment again", error)
         self._connect()
-        return self._exchange(request, "reset").reset
+        return self._reset(request)
 
-    def step(self, request: pb.DriveRequest) -> pb.StepResponse:
+    def _reset(self, request: pb.ResetRequest) -> pb.ResetResponse:
+        request.env_handle = self.handle
+        data = self._exchange(pb.DriveRequest(reset=request).SerializeToString(), "reset")
+        return self.read(data, "reset").reset
+
+    def step(self, request: bytes) -> bytes:
         """One step of each.
+
+        Args:
+            request: A serialized ``DriveRequest`` that names the handle.
+
+        Returns:
+            What came back; ``read`` knows what it says.
 
         Raises:
             EnvironmentLostError: The connection or the host is gone, and the episode with it.
-            EnvironmentFailedError: An environment raised.
-            PolicyClientError: The host refuses; nothing has stepped.
         """
-        if self._stream is None:
-            raise EnvironmentLostError(f"{self._lost}. {_CURE}")
-        return self._exchange(request, "step").step
+        return self._exchange(request, "step")
 
-    def _exchange(self, request: pb.DriveRequest, kind: str) -> pb.DriveResponse:
+    def _exchange(self, request: bytes, kind: str) -> bytes:
         stream = self._stream
         if stream is None:
             raise EnvironmentLostError(f"{self._lost}. {_CURE}")
-        (request.step if kind == "step" else request.reset).env_handle = self.handle
         try:
-            data = request.SerializeToString()
-            self.traffic.sent(data)
-            stream.send(data)
+            self.traffic.sent(request)
+            stream.send(request)
             data = stream.receive(self._step_timeout_s)
             self.traffic.received(data)
-            response = pb.DriveResponse.FromString(data)
+            return data
         except Overdue:
             why = (
                 f"the environment at {self._endpoint.address} did not answer a {kind} within "
@@ -205,12 +210,23 @@ class EnvDriver:
             why = f"the connection to the host at {self._endpoint.address} is lost ({error.why})"
             self._drop(why)
             raise EnvironmentLostError(f"{why}. {_CURE}") from None
-        except DecodeError as error:
-            self._drop(f"the host at {self._endpoint.address} sent what is no answer")
-            raise ServerError(f"{self._lost}: {error}") from None
         except BaseException as error:  # Ctrl-C above all: the answer is still to come
             self._drop(f"the last call was given up ({type(error).__name__})")
             raise
+
+    def read(self, data: bytes, kind: str) -> pb.DriveResponse:
+        """The answer of that kind in what came back.
+
+        Raises:
+            EnvironmentLostError: The host is stopping.
+            EnvironmentFailedError: An environment raised, and has been closed.
+            PolicyClientError: The host refuses, and nothing has happened; or that is no answer.
+        """
+        try:
+            response = pb.DriveResponse.FromString(data)
+        except DecodeError as error:
+            self._drop(f"the host at {self._endpoint.address} sent what is no answer")
+            raise ServerError(f"{self._lost}: {error}") from None
         outcome = response.WhichOneof("outcome")
         if outcome == kind:
             return response

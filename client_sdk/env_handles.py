@@ -33,7 +33,8 @@ class EnvHandle:
     Attributes:
         id: Unguessable, and the credential of whoever made it: never logged.
         number: What logs call it.
-        hosted: What is hosted. Its thread only.
+        hosted: What is hosted. Its thread only, but for what says otherwise.
+        steps: How its steps are written and read.
         size: How many environments count against the host's limit.
     """
 
@@ -58,6 +59,7 @@ class EnvHandle:
         self._thread = EnvThread(f"environment-{number}")
         try:
             self.hosted: HostedEnv = self._thread.call(lambda: HostedEnv(make, num_envs))
+            self.steps = self.hosted.messages(self.id)
         except BaseException:
             self._thread.end()
             raise
@@ -80,8 +82,9 @@ class EnvHandle:
         Raises:
             Fault: STEP_OUT_OF_ORDER; another client drives it.
         """
-        with _Exclusive(self, driving=False):
-            self._driven = True
+        self._enter(driving=False)
+        self._driven = True
+        self._leave()
 
     def play(self, call: Callable[[HostedEnv], _T], *, driving: bool = False) -> _T:
         """Reset or step; one at a time.
@@ -94,8 +97,11 @@ class EnvHandle:
             Fault: STEP_OUT_OF_ORDER, another call is under way; UNKNOWN_ENVIRONMENT, it is closed;
                 and what ``call`` raises.
         """
-        with _Exclusive(self, driving=driving):
+        self._enter(driving=driving)
+        try:
             return self._thread.call(lambda: self._then_show(call))
+        finally:
+            self._leave()
 
     def render(self, index: int) -> NDArray[np.uint8]:
         """What an environment looks like, once the step under way is over."""
@@ -150,6 +156,19 @@ class EnvHandle:
         """Whether the environments are closed, after so long at most."""
         return self._finished.wait(timeout_s)
 
+    def _enter(self, *, driving: bool) -> None:
+        """One call at a time, and none beside a Drive but its own."""
+        self._check_open()
+        if not self._busy.acquire(blocking=False):
+            raise _busy("another call is under way for")
+        if self._driven and not driving:
+            self._busy.release()
+            raise _busy("another client drives")
+
+    def _leave(self) -> None:
+        self._renew()
+        self._busy.release()
+
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise unknown_handle()
@@ -201,29 +220,6 @@ class EnvHandle:
 
 _CLOSING = threading.Lock()
 """Taken for an instant, where a handle's end begins."""
-
-
-class _Exclusive:
-    """One call at a time per handle, and none beside a Drive but its own."""
-
-    __slots__ = ("_driving", "_handle")
-
-    def __init__(self, handle: EnvHandle, *, driving: bool) -> None:
-        self._handle = handle
-        self._driving = driving
-
-    def __enter__(self) -> None:
-        handle = self._handle
-        handle._check_open()
-        if not handle._busy.acquire(blocking=False):
-            raise _busy("another call is under way for")
-        if handle._driven and not self._driving:
-            handle._busy.release()
-            raise _busy("another client drives")
-
-    def __exit__(self, *exception: object) -> None:
-        self._handle._renew()
-        self._handle._busy.release()
 
 
 def _busy(what: str) -> Fault:

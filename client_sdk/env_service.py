@@ -21,6 +21,7 @@ from client_sdk.env_source import EnvSource
 from client_sdk.frame_tap import FrameTap
 from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.batches import Columns
 from client_sdk.wire.faults import ERROR_TRAILER, Fault, Reason
 from client_sdk.wire.spaces import space_to_proto
 from client_sdk.wire.structs import dict_of_struct, fill_struct_leniently
@@ -102,7 +103,8 @@ class EnvService:
     def _step(self, request: pb.StepRequest) -> pb.StepResponse:
         response = pb.StepResponse()
         handle = self._registry.find(request.env_handle)
-        handle.play(lambda hosted: hosted.step(request, response))
+        actions = handle.hosted.actions_in(request.actions)
+        handle.play(lambda hosted: handle.steps.fill(response, hosted.step(actions)))
         return response
 
     def _drive(self, requests: Iterator[bytes], context: _Context) -> Iterator[bytes]:
@@ -173,29 +175,31 @@ class _Drive:
 
     def answer(self, data: bytes) -> bytes:
         """The answer to one request; a refusal is one."""
-        response = pb.DriveResponse()
         try:
-            self._do(_parse(pb.DriveRequest, data), response)
+            handle = self._handle
+            if handle is not None and (actions := handle.steps.read_request(data)) is not None:
+                return self._step(handle, actions)
+            return self._do(_parse(pb.DriveRequest, data))
         except Exception as error:  # told to the client, and logged
-            response = pb.DriveResponse(error=_as_fault(error, "a Drive failed").to_detail())
-        return response.SerializeToString()
+            fault = _as_fault(error, "a Drive failed")
+            return pb.DriveResponse(error=fault.to_detail()).SerializeToString()
 
-    def _do(self, request: pb.DriveRequest, response: pb.DriveResponse) -> None:
+    def _do(self, request: pb.DriveRequest) -> bytes:
         if request.HasField("step"):
-            step = request.step
-            self._handle_of(step.env_handle).play(
-                lambda hosted: hosted.step(step, response.step), driving=True
-            )
-        elif request.HasField("reset"):
-            reset = request.reset
+            handle = self._handle_of(request.step.env_handle)
+            return self._step(handle, handle.hosted.actions_in(request.step.actions))
+        if request.HasField("reset"):
+            reset, response = request.reset, pb.DriveResponse()
             response.reset.SetInParent()  # else an empty Dict as observation would be no answer
             self._handle_of(reset.env_handle).play(
                 lambda hosted: hosted.reset(reset, response.reset), driving=True
             )
-        else:
-            raise Fault(
-                Reason.MALFORMED_TENSOR, "expected a reset or a step, got neither", "request"
-            )
+            return response.SerializeToString()
+        raise Fault(Reason.MALFORMED_TENSOR, "expected a reset or a step, got neither", "request")
+
+    @staticmethod
+    def _step(handle: EnvHandle, actions: Columns) -> bytes:
+        return handle.play(lambda hosted: handle.steps.answer(hosted.step(actions)), driving=True)
 
     def _handle_of(self, handle_id: str) -> EnvHandle:
         if self._handle is None:

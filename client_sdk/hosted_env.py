@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
+from google.protobuf.struct_pb2 import Struct
 from numpy.typing import NDArray
 
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import SpaceCodec
+from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
+from client_sdk.wire.steps import StepMessages, Stepped
 from client_sdk.wire.structs import dict_of_struct, fill_struct_leniently
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ class HostedEnv:
         except BaseException:
             self.close()
             raise
-        self._running = np.zeros(self.n, np.bool_)
+        self._running = [False] * self.n
         self._begun = False
         self._left_out: set[str] = set()
 
@@ -105,6 +107,18 @@ class HostedEnv:
                 )
         self._observations = SpaceCodec(self.observation_space)
         self._actions = SpaceCodec(self.action_space)
+
+    def messages(self, handle: str) -> StepMessages:
+        """How its steps are written and read, under that handle. Any thread."""
+        return StepMessages(handle, self._observations, self._actions, self.n)
+
+    def actions_in(self, batch: pb.Batch) -> Columns:
+        """What was received, for ``step``. Any thread.
+
+        Raises:
+            Fault: It is no batch of so many actions.
+        """
+        return self._actions.decode(batch, self.n, "actions")
 
     def reset(self, request: pb.ResetRequest, response: pb.ResetResponse) -> None:
         """Begin an episode in each environment.
@@ -131,21 +145,28 @@ class HostedEnv:
                 raise EnvironmentFault("reset", error) from error
             observations.append(observation)
             infos.append(info)
-        self._running[:] = True
+        self._running = [True] * self.n
         self._begun = True
-        self._tell(observations, infos, "reset", response)
+        columns = self._columns_of(observations, "reset")
+        self._observations.encode(columns, response.observations)
+        response.infos.extend(self._told(infos, "reset"))
 
-    def step(self, request: pb.StepRequest, response: pb.StepResponse) -> None:
+    def step(self, actions: Columns) -> Stepped:
         """One step of each environment.
 
+        Args:
+            actions: Columns ``[n, ...]`` of the action space's leaves. Rows may lie outside it.
+
+        Returns:
+            What to tell. May share memory with the environments: write it before the next step.
+
         Raises:
-            Fault: The request is wrong; none has stepped.
+            Fault: An action is wrong, or it is not time for a step; none has stepped.
             EnvironmentFault: An environment failed.
         """
-        columns = self._actions.decode(request.actions, self.n, "actions")
         self._check_state()
-        running = self._running.tolist()
-        for row, fault in self._actions.row_faults(columns, "actions").items():
+        running = self._running
+        for row, fault in self._actions.row_faults(actions, "actions").items():
             if running[row]:
                 raise Fault(fault.reason, f"row {row}: {fault.message}", fault.field)
         observations, infos = [], []
@@ -154,7 +175,7 @@ class HostedEnv:
         try:
             for row, env in enumerate(self._envs):
                 if running[row]:
-                    observation, reward, ended, cut, info = env.step(value(columns, row))
+                    observation, reward, ended, cut, info = env.step(value(actions, row))
                     reward, ended, cut = float(reward), bool(ended), bool(cut)
                 else:
                     observation, info = env.reset()
@@ -164,14 +185,11 @@ class HostedEnv:
                 rewards.append(reward)
                 terminated.append(ended)
                 truncated.append(cut)
-                running[row] = not (ended or cut)
         except BaseException as error:  # even SystemExit: it is the environment's, not ours
             raise EnvironmentFault("step", error) from error
-        self._running[:] = running
-        response.rewards.extend(rewards)
-        response.terminated.extend(terminated)
-        response.truncated.extend(truncated)
-        self._tell(observations, infos, "step", response)
+        self._running = [not (a or b) for a, b in zip(terminated, truncated, strict=True)]
+        columns = self._columns_of(observations, "step")
+        return Stepped(columns, rewards, terminated, truncated, self._told(infos, "step"))
 
     def _check_state(self) -> None:
         if not self._begun:
@@ -181,30 +199,28 @@ class HostedEnv:
         if not self._autoreset and not self._running[0]:
             raise Fault(Reason.EPISODE_ENDED, "the episode has ended; reset before the next step")
 
-    def _tell(
-        self,
-        observations: list[Any],
-        infos: list[Any],
-        doing: str,
-        response: pb.ResetResponse | pb.StepResponse,
-    ) -> None:
+    def _columns_of(self, observations: list[Any], doing: str) -> Columns:
         try:
             if self.n == 1:
-                columns = self._observations.columns_of(observations[0])
-            else:
-                columns = self._observations.columns_of_batch(observations, self.n)
+                return self._observations.columns_of(observations[0])
+            return self._observations.columns_of_batch(observations, self.n)
         except Fault as fault:
             raise EnvironmentFault(doing, ValueError(str(fault))) from fault
-        self._observations.encode(columns, response.observations)
-        if any(infos):
-            for info in infos:
-                if not isinstance(info, Mapping):
-                    raise EnvironmentFault(
-                        doing, TypeError(f"expected a dict as info, got {type(info).__name__}")
-                    )
-                left_out = fill_struct_leniently(response.infos.add(), info)
-                for why in left_out:
-                    self._note_left_out(why)
+
+    def _told(self, infos: list[Any], doing: str) -> list[Struct]:
+        """A message for each; none at all where all are empty."""
+        if not any(infos):
+            return []
+        told = []
+        for info in infos:
+            if not isinstance(info, Mapping):
+                raise EnvironmentFault(
+                    doing, TypeError(f"expected a dict as info, got {type(info).__name__}")
+                )
+            told.append(message := Struct())
+            for why in fill_struct_leniently(message, info):
+                self._note_left_out(why)
+        return told
 
     def _note_left_out(self, why: str) -> None:
         """Once for each, and not without end."""

@@ -22,6 +22,7 @@ from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault
+from client_sdk.wire.steps import StepMessages, Stepped
 from client_sdk.wire.structs import Unsendable, fill_struct
 from client_sdk.wire.tensors import tensor_from_proto
 
@@ -86,8 +87,10 @@ class RemoteClient:
         self.metadata = dict(self.driver.metadata)
         modes = self.metadata.get("render_modes")
         self.metadata["render_modes"] = _shown_here(modes if isinstance(modes, list) else [])
-        self._reset = pb.DriveRequest()
-        self._step = pb.DriveRequest()
+        self._steps = self._messages()
+
+    def _messages(self) -> StepMessages:
+        return StepMessages(self.driver.handle, self.observations, self.actions, self.n)
 
     def reset(
         self, seeds: Sequence[int] | None, options: Mapping[str, Any] | None
@@ -98,10 +101,7 @@ class RemoteClient:
             InvalidValueError: Seeds or options that cannot be sent.
             PolicyClientError: As in ``EnvDriver.reset``.
         """
-        request = self._reset
-        request.Clear()
-        reset = request.reset
-        reset.SetInParent()
+        reset = pb.ResetRequest()
         for seed in seeds or ():
             if not (_is_whole(seed) and 0 <= seed <= _INT64.max):
                 raise InvalidValueError(
@@ -113,22 +113,36 @@ class RemoteClient:
                 fill_struct(reset.options, options)
             except Unsendable as error:
                 raise InvalidValueError(str(error), "options") from None
-        return self.driver.reset(request)
+        return self.driver.reset(reset)
 
-    def step(self, columns: Columns) -> pb.StepResponse:
-        """One step of each, with actions of the action space; raises as ``EnvDriver.step``."""
-        actions = self._step.step.actions
-        actions.Clear()
-        self.actions.encode(columns, actions)
-        return self.driver.step(self._step)
-
-    def observed(self, response: pb.ResetResponse | pb.StepResponse) -> Columns:
-        """The observations in an answer.
+    def step(self, actions: Columns) -> Stepped:
+        """One step of each, with actions of the action space.
 
         Raises:
-            Fault: They are not of the space.
+            PolicyClientError: As in ``EnvDriver.step``; or what came is not of the space.
         """
-        return self.observations.decode(response.observations, self.n, "observations")
+        if self._steps.handle != self.driver.handle:  # made again since
+            self._steps = self._messages()
+        data = self.driver.step(self._steps.request(actions))
+        stepped = self._steps.read_answer(data)
+        if stepped is not None:
+            return stepped
+        response = self.driver.read(data, "step").step
+        try:
+            return self._steps.parsed(response)
+        except Fault as fault:
+            raise error_from_fault(fault) from None
+
+    def first(self, response: pb.ResetResponse) -> Columns:
+        """The observations that a reset gave.
+
+        Raises:
+            PolicyClientError: They are not of the space.
+        """
+        try:
+            return self.observations.decode(response.observations, self.n, "observations")
+        except Fault as fault:
+            raise error_from_fault(fault) from None
 
     def frame(self, index: int) -> NDArray[np.uint8]:
         """What an environment looks like: [height, width, 3]; raises as ``EnvDriver.render``."""

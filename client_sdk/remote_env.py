@@ -14,7 +14,6 @@ import gymnasium as gym
 from client_sdk.config import TlsConfig
 from client_sdk.errors import error_from_fault
 from client_sdk.remote_client import RemoteClient
-from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.structs import dict_of_struct
 
@@ -104,9 +103,10 @@ class RemoteEnv(gym.Env[Any, Any]):
         with self._guard:
             response = remote.reset(None if seed is None else [seed], options)
             super().reset(seed=None if seed is None else int(seed))  # for its own np_random
-            seen = self._seen(response)
+            observation = remote.observations.value(remote.first(response), 0)
+            info = dict_of_struct(response.infos[0]) if response.infos else {}
         self._show()
-        return seen
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step.
@@ -123,25 +123,17 @@ class RemoteEnv(gym.Env[Any, Any]):
                 columns = remote.actions.columns_of(action, "action")
             except Fault as fault:
                 raise error_from_fault(fault) from None
-            response = remote.step(columns)
-            observation, info = self._seen(response)
+            step = remote.step(columns)
             result = (
-                observation,
-                response.rewards[0],
-                response.terminated[0],
-                response.truncated[0],
-                info,
+                remote.observations.value(step.observations, 0),
+                step.rewards[0],
+                step.terminated[0],
+                step.truncated[0],
+                dict_of_struct(step.infos[0]) if step.infos else {},
             )
-        self._show()
+        if remote.viewer is not None:
+            self._show()
         return result
-
-    def _seen(self, response: pb.ResetResponse | pb.StepResponse) -> tuple[Any, dict[str, Any]]:
-        remote = self._open()
-        try:
-            observation = remote.observations.value(remote.observed(response), 0)
-        except Fault as fault:
-            raise error_from_fault(fault) from None
-        return observation, dict_of_struct(response.infos[0]) if response.infos else {}
 
     def render(self) -> Any:
         """The frame, [height, width, 3], in mode ``"rgb_array"``; in ``"human"`` it is shown."""

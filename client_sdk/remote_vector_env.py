@@ -6,10 +6,11 @@ Gymnasium environment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+from google.protobuf.struct_pb2 import Struct
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from client_sdk.config import TlsConfig
 from client_sdk.errors import InvalidValueError, error_from_fault
 from client_sdk.remote_client import RemoteClient
-from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.structs import dict_of_struct
 
@@ -104,9 +104,10 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
                     'options["reset_mask"]',
                 )
             response = remote.reset(self._seeds(seed), options)
-            seen = self._seen(response)
+            observations = remote.observations.batched_value(remote.first(response))
+            infos = self._infos(response.infos)
         self._show()
-        return seen
+        return observations, infos
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int] | None:
         if seed is None:
@@ -132,29 +133,23 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
                 columns = remote.actions.columns_of_batch(actions, self.num_envs, "actions")
             except Fault as fault:
                 raise error_from_fault(fault) from None
-            response = remote.step(columns)
-            observations, infos = self._seen(response)
+            step = remote.step(columns)
             result = (
-                observations,
-                np.array(response.rewards, np.float64),
-                np.array(response.terminated, np.bool_),
-                np.array(response.truncated, np.bool_),
-                infos,
+                remote.observations.batched_value(step.observations),
+                np.array(step.rewards, np.float64),
+                np.array(step.terminated, np.bool_),
+                np.array(step.truncated, np.bool_),
+                self._infos(step.infos),
             )
         self._show()
         return result
 
-    def _seen(self, response: pb.ResetResponse | pb.StepResponse) -> tuple[Any, dict[str, Any]]:
-        remote = self._open()
+    def _infos(self, messages: Iterable[Struct]) -> dict[str, Any]:
+        told = [dict_of_struct(message) for message in messages]
         try:
-            observations = remote.observations.batched_value(remote.observed(response))
-        except Fault as fault:
-            raise error_from_fault(fault) from None
-        told = [dict_of_struct(info) for info in response.infos]
-        try:
-            return observations, self._batched([_with_arrays(info) for info in told])
+            return self._batched([_with_arrays(info) for info in told])
         except ValueError:  # arrays of different shapes stay lists
-            return observations, self._batched(told)
+            return self._batched(told)
 
     def _batched(self, told: list[dict[str, Any]]) -> dict[str, Any]:
         infos: dict[str, Any] = {}

@@ -6,7 +6,7 @@ application's door. Immutable once built; any thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -119,6 +119,26 @@ class SpaceCodec:
                 raise self._wrong_leaves(leaves, field)
             columns[path] = leaf.decode(tensor, n, field)
         return columns
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether columns lie in messages as they lie in memory, and any bytes are values."""
+        return all(leaf.is_plain for leaf in self._leaves.values())
+
+    def byte_sizes(self, n: int) -> list[int]:
+        """Of the columns of n rows, in the order of ``paths``."""
+        return [n * leaf.row_bytes for leaf in self._leaves.values()]
+
+    def to_bytes(self, columns: Columns) -> list[bytes]:
+        """Plain columns as they lie in messages, in the order of ``paths``."""
+        return [columns[leaf.path].tobytes() for leaf in self._leaves.values()]
+
+    def from_bytes(self, data: bytes, offsets: Sequence[int], n: int) -> Columns:
+        """Plain columns of n rows that begin at those offsets: read-only views."""
+        return {
+            leaf.path: np.ndarray((n, *leaf.shape), leaf.dtype, data, offset)
+            for leaf, offset in zip(self._leaves.values(), offsets, strict=False)
+        }
 
     def row_faults(self, columns: Columns, field: str, bounds: bool = False) -> dict[int, Fault]:
         """The rows that are no values of the space, with the first fault of each.

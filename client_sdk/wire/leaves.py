@@ -70,11 +70,9 @@ class Leaf:
         self._shape_list = list(spec.shape)
         self._data_type = data_type_of(spec.dtype)
         self._wire_dtype = wire_dtype(spec.dtype)
-        self._row_bytes = math.prod(spec.shape) * spec.dtype.itemsize
-        # Views need no look at the elements, except that a bool is 0 or 1.
-        self._view_type = (
-            self._data_type if self._wire_dtype == spec.dtype and spec.dtype.kind != "b" else -1
-        )
+        self.row_bytes = math.prod(spec.shape) * spec.dtype.itemsize
+        # A column is a view of a message's bytes, but a bool must be looked at: it is 0 or 1.
+        self.is_plain = self._wire_dtype == spec.dtype and spec.dtype.kind != "b"
 
     def leaves(self) -> Iterator[Leaf]:
         """Itself alone."""
@@ -156,9 +154,13 @@ class Leaf:
 
     def decode(self, tensor: pb.Tensor, n: int, field: str) -> NDArray[Any]:
         """The column of n rows in a message: a read-only view, unless it had to be cast."""
-        if tensor.dtype == self._view_type and tensor.shape == [n, *self._shape_list]:
+        if (
+            self.is_plain
+            and tensor.dtype == self._data_type
+            and tensor.shape == [n, *self._shape_list]
+        ):
             data = tensor.data
-            if len(data) == n * self._row_bytes:
+            if len(data) == n * self.row_bytes:
                 return np.ndarray((n, *self.shape), self.dtype, data)
         array = tensor_from_proto(tensor, field + self.suffix)
         self._check_rows(array.shape, n, field)

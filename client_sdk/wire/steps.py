@@ -1,0 +1,175 @@
+"""``StepMessages``: the ``DriveRequest`` and ``DriveResponse`` of a step, written and read.
+
+Both ends of a ``Drive`` use it. Immutable once built; any thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.batches import Columns, SpaceCodec
+from client_sdk.wire.layouts import FixedLayout
+
+_MOST_BYTES = 4 * 1024 * 1024
+"""Of values. Larger messages are better not copied for each leaf, and building them is cheap beside
+sending them."""
+
+
+class Stepped(NamedTuple):
+    """What a step of n environments gave."""
+
+    observations: Columns
+    rewards: Sequence[float]
+    terminated: Sequence[bool]
+    truncated: Sequence[bool]
+    infos: Sequence[Struct] = ()
+    """One for each environment, or none."""
+
+
+class StepMessages:
+    """Steps of the n environments of one handle.
+
+    Where the spaces allow it, bytes go straight into messages and are found in them by their place
+    (``FixedLayout``). It is for protobuf to read what has ``infos``, or comes from a peer that lays
+    its messages out in another way.
+    """
+
+    def __init__(self, handle: str, observations: SpaceCodec, actions: SpaceCodec, n: int) -> None:
+        self.handle = handle
+        self._observations = observations
+        self._actions = actions
+        self._n = n
+        self._doubles = struct.Struct(f"<{n}d")
+        self._flags = struct.Struct(f"<{n}?")
+        self._request = self._request_layout()
+        self._answer = self._answer_layout()
+
+    def _request_layout(self) -> FixedLayout | None:
+        codec, n = self._actions, self._n
+        if not _suits(codec, n):
+            return None
+        specimens = map(self._request_message, _specimens(codec, n))
+        return _layout(specimens, codec.byte_sizes(n))
+
+    def _answer_layout(self) -> FixedLayout | None:
+        codec, n = self._observations, self._n
+        if not _suits(codec, n):
+            return None
+        zeros, *others = _specimens(codec, n)
+        zero, one, no, yes = [0.0] * n, _all_bits(n), [False] * n, [True] * n
+        steps = [
+            *(Stepped(columns, zero, no, no) for columns in (zeros, *others)),
+            Stepped(zeros, one, no, no),
+            Stepped(zeros, zero, yes, no),
+            Stepped(zeros, zero, no, yes),
+        ]
+        return _layout(map(self._answer_message, steps), [*codec.byte_sizes(n), 8 * n, n, n])
+
+    # -- the client's end
+
+    def request(self, actions: Columns) -> bytes:
+        """The serialized request for a step with these actions: columns of the codec."""
+        if self._request is not None:
+            return self._request.join(self._actions.to_bytes(actions))
+        return self._request_message(actions).SerializeToString()
+
+    def _request_message(self, actions: Columns) -> pb.DriveRequest:
+        request = pb.DriveRequest()
+        request.step.env_handle = self.handle
+        self._actions.encode(actions, request.step.actions)
+        return request
+
+    def read_answer(self, data: bytes) -> Stepped | None:
+        """What is in an answer; None: it must be parsed, and may be no ``StepResponse`` at all."""
+        layout = self._answer
+        if layout is None or not layout.fits(data):
+            return None
+        *_, rewards, terminated, truncated = offsets = layout.offsets
+        return Stepped(
+            self._observations.from_bytes(data, offsets, self._n),
+            self._doubles.unpack_from(data, rewards),
+            self._flags.unpack_from(data, terminated),
+            self._flags.unpack_from(data, truncated),
+        )
+
+    def parsed(self, response: pb.StepResponse) -> Stepped:
+        """What is in an answer.
+
+        Raises:
+            Fault: The observations are not of the space.
+        """
+        return Stepped(
+            self._observations.decode(response.observations, self._n, "observations"),
+            response.rewards,
+            response.terminated,
+            response.truncated,
+            response.infos,
+        )
+
+    # -- the host's end
+
+    def read_request(self, data: bytes) -> Columns | None:
+        """The actions in a request; None: it must be parsed, and may be no step at all."""
+        layout = self._request
+        if layout is None or not layout.fits(data):
+            return None
+        return self._actions.from_bytes(data, layout.offsets, self._n)
+
+    def answer(self, step: Stepped) -> bytes:
+        """The serialized answer with what a step gave, its observations columns of the codec."""
+        if self._answer is None or step.infos:
+            return self._answer_message(step).SerializeToString()
+        observations, rewards, terminated, truncated, _ = step
+        values = self._observations.to_bytes(observations)
+        values.append(self._doubles.pack(*rewards))
+        values.append(self._flags.pack(*terminated))
+        values.append(self._flags.pack(*truncated))
+        return self._answer.join(values)
+
+    def _answer_message(self, step: Stepped) -> pb.DriveResponse:
+        response = pb.DriveResponse()
+        self.fill(response.step, step)
+        return response
+
+    def fill(self, response: pb.StepResponse, step: Stepped) -> None:
+        """Write what a step gave into an empty message."""
+        self._observations.encode(step.observations, response.observations)
+        response.rewards.extend(step.rewards)
+        response.terminated.extend(step.terminated)
+        response.truncated.extend(step.truncated)
+        response.infos.extend(step.infos)
+
+
+def _suits(codec: SpaceCodec, n: int) -> bool:
+    return codec.is_plain and sum(codec.byte_sizes(n)) <= _MOST_BYTES
+
+
+def _specimens(codec: SpaceCodec, n: int) -> Iterator[Columns]:
+    """Columns of zeros, and for each leaf the same with all its bits set."""
+    sizes = codec.byte_sizes(n)
+    offsets = [0, *itertools.accumulate(sizes)]
+    zeros = bytes(offsets[-1])
+    yield codec.from_bytes(zeros, offsets, n)
+    for offset, size in zip(offsets, sizes, strict=False):
+        data = zeros[:offset] + b"\xff" * size + zeros[offset + size :]
+        yield codec.from_bytes(data, offsets, n)
+
+
+def _all_bits(n: int) -> Sequence[float]:
+    return struct.unpack(f"<{n}d", b"\xff" * 8 * n)
+
+
+def _layout(specimens: Iterable[Message], sizes: Sequence[int]) -> FixedLayout | None:
+    """None: these messages have to be built and parsed."""
+    message, *variants = specimens
+    try:
+        return FixedLayout(message, variants, sizes)
+    except ValueError:  # there is an empty leaf
+        return None

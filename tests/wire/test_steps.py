@@ -1,0 +1,158 @@
+"""Messages about steps: protobuf and the layouts of bytes agree in every space, or protobuf reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from google.protobuf.struct_pb2 import Struct
+from gymnasium import spaces
+
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.batches import Columns, SpaceCodec
+from client_sdk.wire.faults import Fault
+from client_sdk.wire.layouts import FixedLayout
+from client_sdk.wire.steps import StepMessages, Stepped
+from tests.wire.samples import SPACES
+
+every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+
+VECTOR, CHOICE = spaces.Box(-1, 1, (4,)), spaces.Discrete(5)
+HANDLE = "0123456789abcdef"
+N = 3
+
+
+def columns_of(space: gym.Space[Any], n: int = N) -> Columns:
+    space.seed(7)
+    return SpaceCodec(space).columns_of_batch([space.sample() for _ in range(n)], n)
+
+
+def messages_of(
+    observations: gym.Space[Any] = VECTOR, actions: gym.Space[Any] = CHOICE, n: int = N
+) -> StepMessages:
+    return StepMessages(HANDLE, SpaceCodec(observations), SpaceCodec(actions), n)
+
+
+def assert_same(left: Columns, right: Columns) -> None:
+    assert left.keys() == right.keys()
+    for path, column in right.items():
+        assert left[path].dtype == column.dtype
+        np.testing.assert_array_equal(left[path], column)
+
+
+@every_space
+def test_protobuf_reads_a_request_as_it_was_meant(space: gym.Space[Any]) -> None:
+    actions = columns_of(space)
+    request = pb.DriveRequest.FromString(messages_of(actions=space).request(actions))
+    assert request.step.env_handle == HANDLE
+    assert_same(SpaceCodec(space).decode(request.step.actions, N, "actions"), actions)
+
+
+@every_space
+def test_protobuf_reads_an_answer_as_it_was_meant(space: gym.Space[Any]) -> None:
+    codec = messages_of(observations=space)
+    step = Stepped(
+        columns_of(space), [0.5, -0.0, float("inf")], [True, False, False], [False, True, False]
+    )
+    response = pb.DriveResponse.FromString(codec.answer(step)).step
+    assert_same(codec.parsed(response).observations, step.observations)
+    np.testing.assert_array_equal(list(response.rewards), step.rewards)
+    assert list(response.terminated) == step.terminated
+    assert list(response.truncated) == step.truncated
+
+
+@every_space
+def test_what_is_read_by_place_is_what_was_written(space: gym.Space[Any]) -> None:
+    columns = columns_of(space)
+    codec = messages_of(space, space)
+    rewards, terminated, truncated = [1.0, 2.0, 3.0], [True] * N, [False, True, False]
+    answer = codec.read_answer(codec.answer(Stepped(columns, rewards, terminated, truncated)))
+    request = codec.read_request(codec.request(columns))
+    assert (answer is None) == (request is None)
+    if answer is not None and request is not None:
+        assert_same(request, columns)
+        assert_same(answer.observations, columns)
+        assert list(answer.rewards) == rewards
+        assert list(answer.terminated) == terminated
+        assert list(answer.truncated) == truncated
+        assert answer.infos == ()
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        VECTOR,
+        CHOICE,
+        SPACES["image"],
+        spaces.Dict({"b": VECTOR, "a": spaces.Tuple((CHOICE, VECTOR)), "Z": CHOICE}),
+        spaces.Text(5),
+        spaces.Dict({}),
+    ],
+    ids=["vector", "choice", "image", "nested", "text", "nothing"],
+)
+def test_no_message_is_parsed_where_the_space_allows_it(space: gym.Space[Any]) -> None:
+    columns = columns_of(space)
+    codec = messages_of(space, space)
+    assert codec.read_request(codec.request(columns)) is not None
+    step = Stepped(columns, [0.0] * N, [False] * N, [False] * N)
+    assert codec.read_answer(codec.answer(step)) is not None
+
+
+def test_a_message_of_another_form_is_left_to_protobuf() -> None:
+    codec, actions = messages_of(), columns_of(CHOICE)
+    data = codec.request(actions)
+    other = StepMessages("f" * 16, SpaceCodec(VECTOR), SpaceCodec(CHOICE), N)
+    reset = pb.DriveRequest(reset=pb.ResetRequest(env_handle=HANDLE))
+    for foreign in (
+        b"",
+        data[:-1],
+        data + b"\0",
+        other.request(actions),
+        reset.SerializeToString(),
+        messages_of(n=1).request(columns_of(CHOICE, 1)),
+    ):
+        assert codec.read_request(foreign) is None
+
+
+def test_every_byte_beside_the_values_counts() -> None:
+    codec, actions = messages_of(), columns_of(CHOICE)
+    data = codec.request(actions)
+    places = [
+        place
+        for place in range(len(data))
+        if codec.read_request(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        is not None
+    ]
+    assert len(places) == 8 * N  # the actions themselves, int64
+
+
+def test_infos_and_refusals_are_left_to_protobuf() -> None:
+    codec = messages_of()
+    info = Struct()
+    info.update({"lives": 3})
+    step = Stepped(columns_of(VECTOR), [0.0] * N, [False] * N, [False] * N, [info] * N)
+    data = codec.answer(step)
+    assert codec.read_answer(data) is None
+    parsed = codec.parsed(pb.DriveResponse.FromString(data).step)
+    assert [message["lives"] for message in parsed.infos] == [3.0] * N
+    refusal = pb.DriveResponse(error=pb.ErrorDetail(message="no")).SerializeToString()
+    assert codec.read_answer(refusal) is None
+
+
+def test_observations_of_another_space_are_refused_when_parsed() -> None:
+    step = Stepped(columns_of(CHOICE), [0.0] * N, [False] * N, [False] * N)
+    foreign = pb.DriveResponse.FromString(messages_of(observations=CHOICE).answer(step)).step
+    with pytest.raises(Fault, match="observations"):
+        messages_of().parsed(foreign)
+
+
+def test_a_layout_needs_values_that_differ_in_every_byte() -> None:
+    message = pb.Tensor(data=b"\0\0\0")
+    assert FixedLayout(message, [pb.Tensor(data=b"\1\1\1")], [3]).offsets == (2,)
+    for other in (b"\1\0\1", b"\0\0\0", b"\1\1\0"):
+        with pytest.raises(ValueError, match="is what these messages differ in"):
+            FixedLayout(message, [pb.Tensor(data=other)], [3])
+    with pytest.raises(ValueError, match="depends on their values"):
+        FixedLayout(message, [pb.Tensor(data=b"\1\1\1\1")], [4])
