@@ -5,6 +5,7 @@ No I/O. Owned by one client, like everything that it holds.
 
 from __future__ import annotations
 
+import operator
 import os
 import socket
 from collections.abc import Mapping
@@ -19,13 +20,13 @@ from client_sdk.episode import (
     EpisodeBook,
     EpisodeOptions,
     EpisodeTrack,
-    numbers_of_info,
 )
 from client_sdk.errors import InvalidValueError, LimitExceededError, NotConnectedError
 from client_sdk.exchange import Exchange
 from client_sdk.local_options import LocalOptions
 from client_sdk.session import ClientStats, Handshake, Session
 from client_sdk.transport import Endpoint, Guard
+from client_sdk.values import numbers_of_info, sendable_text
 from client_sdk.wire import policyserver_pb2 as pb
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ClientBase:
         check_token(token, self._address, tls=tls is not None, insecure=insecure)
         self._endpoint = Endpoint(self._address, tls, token)
         self._timeouts = timeouts or Timeouts()
-        self._name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self._name = sendable_text(name or f"{socket.gethostname()}-{os.getpid()}", "name")
         local = LocalOptions.checked(
             inference_mode, update_interval, cache_dir, spool_dir, spool_bytes
         )
@@ -146,8 +147,12 @@ class ClientBase:
         self._book.end(track)
 
     def _start_batch(self, n: int, training_enabled: bool, explore: bool) -> BatchTrack:
+        try:
+            n = int(operator.index(n))
+        except TypeError:
+            raise InvalidValueError(f"expected a whole number, got {n!r}", field="n") from None
         if n < 1:
-            raise InvalidValueError(f"expected at least 1, got {n!r}", field="n")
+            raise InvalidValueError(f"expected at least 1, got {n}", field="n")
         session = self._session
         # Local inference sends no vector steps, but chunks.
         max_rows = session.max_rows_per_request if self._local is None else 0
@@ -181,5 +186,6 @@ class ClientBase:
             )
         track = self._book.find(episode_id)
         metrics = numbers_of_info(info)
-        track.add_reward(reward)
+        # In this order: noting metrics twice, after a refused reward, does no harm.
         track.add_metrics(metrics)
+        track.add_reward(reward)

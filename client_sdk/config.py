@@ -121,9 +121,19 @@ class Address:
         Raises:
             InvalidValueError: It is none of these.
         """
+        if not isinstance(text, str):
+            raise InvalidValueError(
+                f'expected "host:port" such as "localhost:9900", got {text!r}', field="address"
+            )
         rest = text.strip()
-        if rest.startswith(("http://", "https://")):
-            rest = rest.split("//", 1)[1].removesuffix("/")
+        if rest.startswith("https://"):  # whoever writes that must not get plaintext
+            raise InvalidValueError(
+                f'expected "host:port", got {text!r}; what encrypts is tls=TlsConfig(...) '
+                "(--tls, --tls-ca)",
+                field="address",
+            )
+        if rest.startswith("http://"):
+            rest = rest.removeprefix("http://").removesuffix("/")
         try:
             parts = urlsplit(f"//{rest}")
             host, port = parts.hostname, parts.port

@@ -10,12 +10,10 @@ Shapes: N rows of a vector step.
 from __future__ import annotations
 
 import dataclasses
-import math
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,10 +24,12 @@ from client_sdk.errors import (
     EpisodeEndedError,
     EpisodeStateError,
     InvalidValueError,
-    NotFiniteError,
+    LimitExceededError,
     SpaceMismatchError,
     UnknownEpisodeError,
 )
+from client_sdk.values import finite_number, not_finite, sendable_text
+from client_sdk.wire import MAX_METRICS
 from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 
 if TYPE_CHECKING:
@@ -219,18 +219,9 @@ class EpisodeTrack:
         """
         if reward.__class__ is float and reward == 0.0:
             return
-        try:
-            value = float(reward)
-        except (TypeError, ValueError):
-            raise InvalidValueError(
-                f"expected a number, got {type(reward).__name__}", field="reward"
-            ) from None
-        # The learner computes in float32; NaN compares as false.
+        value = finite_number(reward, "reward")
         if not abs(self._reward + value) <= FLOAT32_MAX:
-            raise NotFiniteError(
-                f"expected a number that is finite in float32, got {self._reward + value}",
-                field="reward",
-            )
+            raise not_finite(self._reward + value, "reward")
         if value and self.step == 0 and self.pending is None:
             if self._resumed:
                 return  # earned by an action that the server does not know
@@ -247,7 +238,17 @@ class EpisodeTrack:
         return reward
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Report those numbers with the next row; the last value of a name counts."""
+        """Report those numbers with the next row; the last value of a name counts.
+
+        Raises:
+            LimitExceededError: More names than the server takes; none of them was noted.
+        """
+        names = len(self._metrics.keys() | metrics.keys())
+        if names > MAX_METRICS:
+            raise LimitExceededError(
+                f"expected at most {MAX_METRICS} names in one episode, got {names}; report fewer",
+                field="info",
+            )
         self._metrics.update(metrics)
 
     def take_metrics(self) -> dict[str, float]:
@@ -417,13 +418,10 @@ class BatchTrack:
         earned = self._column("rewards", rewards, np.float64)
         over = self._column("terminated", terminated, np.bool_)
         cut = self._column("truncated", truncated, np.bool_)
-        if earned is not None and not (fine := np.abs(earned) <= FLOAT32_MAX).all():
-            bad = np.flatnonzero(~fine & ~begins)
+        if earned is not None and not (finite := np.abs(earned) <= FLOAT32_MAX).all():
+            bad = np.flatnonzero(~finite & ~begins)
             if len(bad):
-                raise NotFiniteError(
-                    f"expected numbers that are finite in float32, got {earned[bad[0]]}",
-                    field=f"rewards[{bad[0]}]",
-                )
+                raise not_finite(earned[bad[0]], f"rewards[{bad[0]}]")
         ended: NDArray[np.bool_] | None = None
         if over is not None or cut is not None:
             either = over if cut is None else cut if over is None else over | cut
@@ -571,8 +569,9 @@ class EpisodeBook:
 
         Raises:
             EpisodeStateError: One of that id is running.
+            InvalidValueError: It is no text that can be sent.
         """
-        label = "" if episode_id is None else str(episode_id)
+        label = "" if episode_id is None else sendable_text(episode_id, "episode_id")
         name = label or uuid.uuid4().hex
         if name in self.open:
             raise EpisodeStateError(
@@ -607,30 +606,6 @@ class EpisodeBook:
             self._ended[track.id] = None
             if len(self._ended) > ENDED_IDS_REMEMBERED:
                 self._ended.popitem(last=False)
-
-
-def numbers_of_info(info: Mapping[Any, Any] | None) -> dict[str, float]:
-    """What of an ``info`` can be reported beside the return: its numbers, by name.
-
-    Raises:
-        InvalidValueError: It is no mapping.
-        NotFiniteError: A number is NaN or infinite, and would spoil every mean.
-    """
-    if info is None:
-        return {}
-    if not isinstance(info, Mapping):
-        raise InvalidValueError(f"expected a dict, got {type(info).__name__}", field="info")
-    numbers: dict[str, float] = {}
-    for name, value in info.items():
-        if isinstance(value, np.ndarray) and value.ndim == 0:
-            value = value.item()  # noqa: PLW2901
-        if not isinstance(value, Real | np.bool_):
-            continue
-        number = float(value)
-        if not math.isfinite(number):
-            raise NotFiniteError(f"expected a finite number, got {number}", field=f"info[{name!r}]")
-        numbers[str(name)] = number
-    return numbers
 
 
 def end_status(*, terminated: bool, truncated: bool) -> Status:

@@ -18,15 +18,14 @@ from client_sdk.errors import (
     IncompatibleProtocolError,
     InvalidValueError,
     NotConnectedError,
-    NotFiniteError,
     SpaceMismatchError,
     error_from_fault,
 )
+from client_sdk.values import finite_number
 from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault
-from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from client_sdk.wire.spaces import diff, space_from_proto, space_to_proto
 
 logger = logging.getLogger("client_sdk")
@@ -107,6 +106,11 @@ class Handshake:
         observation_space: gym.Space[Any] | None = None,
         action_space: gym.Space[Any] | None = None,
     ) -> None:
+        """Nothing is agreed yet.
+
+        Raises:
+            SpaceMismatchError: The contract has no such space.
+        """
         self.stats = ClientStats()
         self.session: Session | None = None
         self.policy_version = 0
@@ -114,7 +118,7 @@ class Handshake:
         self.tracks: set[Track] = set()
         self._name = client_name
         self._mode = mode
-        self._expected = (observation_space, action_space)
+        self._belief = _belief(observation_space, action_space)
 
     # -- the session ---------------------------------------------------------------------------
 
@@ -137,11 +141,8 @@ class Handshake:
             inference_mode=self._mode,
             session_id=self.session.id if self.session else "",
         )
-        observation_space, action_space = self._expected
-        if observation_space is not None:
-            request.agents[AGENT].observation_space.CopyFrom(space_to_proto(observation_space))
-        if action_space is not None:
-            request.agents[AGENT].action_space.CopyFrom(space_to_proto(action_space))
+        if self._belief is not None:
+            request.agents[AGENT].CopyFrom(self._belief)
         return request
 
     def agree(self, response: pb.OpenSessionResponse) -> bool:
@@ -244,16 +245,7 @@ class Handshake:
             InvalidValueError: It is none of the space, or its log-density no finite number.
         """
         if logp is not None:
-            try:
-                finite = abs(float(logp)) <= FLOAT32_MAX  # NaN compares as false
-            except (TypeError, ValueError):
-                raise InvalidValueError(
-                    f"expected a number, got {type(logp).__name__}", field="logp"
-                ) from None
-            if not finite:
-                raise NotFiniteError(
-                    f"expected a number that is finite in float32, got {logp}", field="logp"
-                )
+            finite_number(logp, "logp")
         codec = self.action_codec
         try:
             columns = codec.columns_of(value, "action")
@@ -281,6 +273,22 @@ class Handshake:
     def no_actions(self, n: int) -> Any:
         """N actions that mean nothing."""
         return self.action_codec.batched_value(self.action_codec.zeros(n))
+
+
+def _belief(
+    observation_space: gym.Space[Any] | None, action_space: gym.Space[Any] | None
+) -> pb.AgentSpec | None:
+    """The spaces that the program was written for; None: it takes what the server has."""
+    given = {"observation_space": observation_space, "action_space": action_space}
+    spec = pb.AgentSpec()
+    for name, space in given.items():
+        if space is not None:
+            try:
+                getattr(spec, name).CopyFrom(space_to_proto(space))
+            except Fault as fault:
+                field = name + fault.field.removeprefix("space")
+                raise error_from_fault(Fault(fault.reason, fault.message, field)) from None
+    return None if observation_space is action_space is None else spec
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from client_sdk.wire import MAX_METRICS
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.buffer import ExperienceBuffer
 from policy_server.experience import (
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 RUNNING, TERMINATED, TRUNCATED, ABANDONED = 1, 2, 3, 4
 """``StepStatus`` of the contract; 0, unspecified, is read as running."""
-
-MAX_METRICS = 1000
-"""Names of the application's own numbers in one episode; a bound for names that never repeat."""
 
 _MAX_REMEMBERED_ENDS = 100_000
 """Ended episodes of one session whose end can still be repeated; older ones are forgotten first."""

@@ -16,13 +16,13 @@ import grpc
 import gymnasium as gym
 from google.protobuf.message import DecodeError, Message
 
-from client_sdk.wire import PROTOCOL_VERSION
+from client_sdk.wire import MAX_METRIC_NAME, MAX_METRICS, PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.spaces import diff, space_to_proto
 from policy_server.answers import AnswerEncoder
 from policy_server.batcher import Batcher
-from policy_server.episodes import MAX_METRICS, EpisodeOptions, EpisodeStore
+from policy_server.episodes import EpisodeOptions, EpisodeStore
 from policy_server.experience import POLICY_ID
 from policy_server.faults import abort, as_fault, incidents
 from policy_server.local import LocalInference
@@ -536,6 +536,13 @@ def _check_metrics(all_metrics: Sequence[pb.EpisodeMetrics]) -> None:
                 f"metrics[{index}].values",
             )
         for name, value in metrics.values.items():
+            if len(name) > MAX_METRIC_NAME:
+                raise Fault(
+                    Reason.LIMIT_EXCEEDED,
+                    f"expected names of at most {MAX_METRIC_NAME} characters, got one of "
+                    f"{len(name)} that begins with {name[:32]!r}",
+                    f"metrics[{index}].values",
+                )
             if not math.isfinite(value):
                 raise Fault(
                     Reason.NOT_FINITE,

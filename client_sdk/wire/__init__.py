@@ -6,3 +6,9 @@ does I/O, and everything may be used from any thread.
 
 PROTOCOL_VERSION = "1.0"
 """Major and minor version of the contract that this release speaks."""
+
+MAX_METRICS = 1000
+"""Names of the application's own numbers in one episode; a bound for names that never repeat."""
+
+MAX_METRIC_NAME = 256
+"""Characters of such a name."""

@@ -28,11 +28,17 @@ def test_addresses_are_read(text, host, port):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "localhost", "localhost:", ":9900", "a:b", "a:70000", "a:1/x", "u@a:1", "http://a"]
+    "text",
+    ["", "localhost", "localhost:", ":9900", "a:b", "a:70000", "a:1/x", "u@a:1", "http://a", None],
 )
 def test_what_is_no_address_is_refused_with_an_example(text):
     with pytest.raises(InvalidValueError, match="localhost:9900"):
         Address.parse(text)
+
+
+def test_an_address_that_promises_encryption_is_not_taken_for_plaintext():
+    with pytest.raises(InvalidValueError, match="tls=TlsConfig"):
+        Address.parse("https://trainer.example:9900")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from client_sdk.episode import (
     Numbering,
     Status,
     end_status,
-    numbers_of_info,
 )
 from client_sdk.errors import (
     EpisodeEndedError,
@@ -20,6 +19,7 @@ from client_sdk.errors import (
     NotFiniteError,
     UnknownEpisodeError,
 )
+from client_sdk.values import numbers_of_info
 from tests.client.support import all_seen
 
 PLAIN = EpisodeOptions()

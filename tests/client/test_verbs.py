@@ -203,7 +203,7 @@ def test_a_bad_observation_records_nothing_and_the_episode_goes_on(
     assert chunk.rewards == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("reward", [NAN, float("inf"), -1e39, "much", None])
+@pytest.mark.parametrize("reward", [NAN, float("inf"), -1e39, 10**400, "much", None])
 def test_a_bad_reward_is_refused_at_once(client, server, reward):
     episode_id = client.start_episode()
     client.get_action(episode_id, seen(0))
@@ -219,6 +219,50 @@ def test_a_metric_that_is_not_finite_is_refused_with_its_name(client):
     client.get_action(episode_id, seen(0))
     with pytest.raises(NotFiniteError, match=r"info\['speed'\]"):
         client.log_returns(episode_id, 1.0, {"speed": NAN})
+
+
+def test_rewards_whose_sum_the_learner_cannot_hold_are_refused_at_once(client, server):
+    episode_id = client.start_episode()
+    client.get_action(episode_id, seen(0))
+    client.log_returns(episode_id, 3e38)
+    with pytest.raises(NotFiniteError, match="reward"):
+        client.log_returns(episode_id, 3e38)
+    client.end_episode(episode_id, seen(1))
+    (chunk,) = collected(server, 1)
+    assert chunk.rewards == [3e38]
+
+
+@pytest.mark.parametrize(
+    ("info", "error"),
+    [
+        ({f"goal {number}": 1.0 for number in range(1001)}, LimitExceededError),
+        ({"x" * 257: 1.0}, InvalidValueError),
+        ({"\ud800": 1.0}, InvalidValueError),
+        ({"speed": 10**400}, NotFiniteError),
+        (["speed"], InvalidValueError),
+    ],
+    ids=["too many", "too long", "no UTF-8", "too large", "no dict"],
+)
+def test_metrics_that_cannot_be_sent_are_refused_at_once_and_cost_no_reward(
+    client, server, info, error
+):
+    episode_id = client.start_episode()
+    client.get_action(episode_id, seen(0))
+    client.log_returns(episode_id, 1.0, {"level": 2})
+    with pytest.raises(error, match="info"):
+        client.log_returns(episode_id, 5.0, info)
+    client.get_action(episode_id, seen(1))
+    client.end_episode(episode_id, seen(2))
+    (chunk,) = collected(server, 2)
+    assert chunk.rewards == [1.0, 0.0]
+    assert chunk.end.metrics == {"level": 2.0}
+
+
+def test_a_name_that_cannot_be_sent_is_refused_at_once(client, kind, server):
+    with pytest.raises(InvalidValueError, match="episode_id"):
+        client.start_episode("\ud800")
+    with pytest.raises(InvalidValueError, match="name"):
+        connect_once(kind, server.address, name="\ud800")
 
 
 def test_a_done_dict_of_several_agents_is_refused(client):
@@ -496,6 +540,9 @@ def test_a_batch_beyond_a_limit_is_refused_with_the_setting(kind):
     ):
         with pytest.raises(LimitExceededError, match="max_rows_per_request"):
             client.episodes(9)
+        for n in (0, -1, 2.5, "2", None):
+            with pytest.raises(InvalidValueError, match="n: expected"):
+                client.episodes(n)
         with pytest.raises(LimitExceededError, match="max_open_episodes"):
             client.episodes(7)
         with client.episodes(6) as batch:
@@ -560,6 +607,9 @@ def test_other_spaces_than_the_servers_are_refused_with_the_difference(kind, ser
         connect_once(kind, server.address, observation_space=other)
     with pytest.raises(SpaceMismatchError, match="action_space"):
         connect_once(kind, server.address, action_space=gym.spaces.Discrete(3))
+    unknown = gym.spaces.Dict(a=gym.spaces.Sequence(gym.spaces.Discrete(3)))
+    with pytest.raises(SpaceMismatchError, match=r'observation_space\["a"\]: .* got Sequence'):
+        connect_once(kind, server.address, observation_space=unknown)
     connect_once(
         kind,
         server.address,

@@ -142,6 +142,8 @@ def test_metrics_under_ever_new_names_are_bounded():
         names = [f"goal {index}" for index in range(1500)]
         with refused(EXHAUSTED, Reason.LIMIT_EXCEEDED, "metrics[0].values", "1000", "got 1500"):
             talker.act(metrics=[pb.EpisodeMetrics(episode=1, values=dict.fromkeys(names, 1.0))])
+        with refused(EXHAUSTED, Reason.LIMIT_EXCEEDED, "metrics[0].values", "256", "one of 257"):
+            talker.act(metrics=[pb.EpisodeMetrics(episode=1, values={"x" * 257: 1.0})])
         for part in (names[:750], names[750:], names[:1]):
             values = dict.fromkeys(part, float(len(part)))
             talker.act(metrics=[pb.EpisodeMetrics(episode=1, values=values)])
