@@ -362,12 +362,14 @@ class AioRemoteActor:
             if delay_s is None:
                 if isinstance(failure, PolicyClientError):
                     raise failure
-                raise await asyncio.to_thread(
-                    diagnose,
-                    self._endpoint,
-                    attempts.waited_s(now),
-                    failure.why,
-                    attempts.diagnosis_s,
+                raise attempts.verdict(
+                    await asyncio.to_thread(
+                        diagnose,
+                        self._endpoint,
+                        attempts.waited_s(now),
+                        failure.why,
+                        attempts.diagnosis_s,
+                    )
                 )
             await asyncio.sleep(delay_s)
 

@@ -72,5 +72,7 @@ def keep_trying(
         if delay_s is None:
             if isinstance(failure, PolicyClientError):
                 raise failure
-            raise diagnose(endpoint, attempts.waited_s(now), failure.why, attempts.diagnosis_s)
+            raise attempts.verdict(
+                diagnose(endpoint, attempts.waited_s(now), failure.why, attempts.diagnosis_s)
+            )
         pause(delay_s)

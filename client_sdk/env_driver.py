@@ -103,8 +103,9 @@ class EnvDriver:
             if delay_s is None:
                 if isinstance(failure, PolicyClientError):
                     raise failure
-                raise diagnose(
-                    self._endpoint, attempts.waited_s(now), failure.why, attempts.diagnosis_s
+                waited_s, why = attempts.waited_s(now), failure.why
+                raise attempts.verdict(
+                    diagnose(self._endpoint, waited_s, why, attempts.diagnosis_s)
                 )
             time.sleep(delay_s)
 

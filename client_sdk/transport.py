@@ -22,6 +22,8 @@ from client_sdk.config import Address, TlsConfig
 from client_sdk.errors import (
     ClosedClientError,
     ConcurrentUseError,
+    ConnectError,
+    ConnectTimeout,
     ForkedClientError,
     IncompatibleProtocolError,
     LimitExceededError,
@@ -159,6 +161,7 @@ class Attempts:
     ) -> None:
         self.diagnosis_s = min(1.5, 0.2 * budget_s)
         self._is_first = lease_s is None
+        self._answer: PolicyClientError | None = None  # the latest refusal
         self._start = start
         self._until = start + budget_s - self.diagnosis_s
         self._longest_attempt_s = min(longest_attempt_s, 3600.0)
@@ -181,6 +184,7 @@ class Attempts:
         """
         asked_s: float | None = None
         if isinstance(failure, PolicyClientError):
+            self._answer = failure
             asked_s = failure.retry_after_s
             if asked_s is None and not isinstance(failure, UnavailableError):
                 raise failure
@@ -191,6 +195,12 @@ class Attempts:
         if asked_s is not None:
             return asked_s if asked_s < left_s else None
         return min(self._backoff.delay_s(), left_s) if left_s > 0 else None
+
+    def verdict(self, diagnosis: ConnectError) -> PolicyClientError:
+        """What to raise in the end: the last attempt is short, and an earlier one may have told."""
+        if self._answer is not None and isinstance(diagnosis, ConnectTimeout):
+            return self._answer
+        return diagnosis
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from client_sdk import BatchError, PolicyTimeout, Timeouts
 from client_sdk.errors import (
+    DrainingError,
     EpisodeEndedError,
     IncompatibleProtocolError,
     InternalServerError,
@@ -22,6 +23,7 @@ from client_sdk.errors import (
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from tests.client.support import (
+    PATIENCE_S,
     QUICK,
     ScriptedServer,
     all_seen,
@@ -301,8 +303,24 @@ def test_a_server_that_never_gets_ready_is_told_as_such(kind, scripted):
         raise Fault(Reason.DRAINING, "the server is stopping")
 
     scripted.on_open = on_open
-    with pytest.raises(PolicyClientError, match="stopping"):
+    with pytest.raises(DrainingError, match="stopping"):
         connect_once(kind, scripted.address, timeouts=HASTY)
+
+
+def test_what_a_server_said_before_it_fell_silent_is_told(kind, scripted):
+    silence = threading.Event()
+
+    def on_open(hello):
+        if len(scripted.hellos) > 1:
+            silence.wait(PATIENCE_S)
+        raise Fault(Reason.DRAINING, "the server is stopping")
+
+    scripted.on_open = on_open
+    try:
+        with pytest.raises(DrainingError, match="stopping"):
+            connect_once(kind, scripted.address, timeouts=HASTY)
+    finally:
+        silence.set()
 
 
 def test_a_redirection_is_followed(kind, scripted):
