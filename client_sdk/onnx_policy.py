@@ -53,7 +53,8 @@ class InputSpec:
     name: str
     """Of the graph's input."""
     dtype: str
-    """Of the graph's input, as numpy says it; float64 observations are given as float32."""
+    """Of the graph's input, as numpy says it: as the observation has it, but for float64 and for
+    uint16 and wider, which are given as float32, or as int64 where they count choices."""
     shape: tuple[int, ...]
     """Of one row; the input is ``[N, *shape]``."""
 

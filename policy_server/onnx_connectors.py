@@ -32,7 +32,7 @@ from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 from client_sdk.onnx_policy import FilterSpec, InputSpec
 from client_sdk.wire.leaves import child_path
 from policy_server.filters import MeanStdFilter as ExactMeanStdFilter
-from policy_server.onnx_observations import Flatten, Standardize
+from policy_server.onnx_observations import Flatten, Standardize, input_dtype
 from policy_server.onnx_operators import NotExportableError
 
 _ENV_TO_MODULE_DEFAULTS = (
@@ -132,7 +132,7 @@ def observation_steps(
         spaces = [connector.observation_space]
     _check_floats(spaces)
     return steps, tuple(
-        InputSpec(path, name, _input_dtype(leaf), tuple(leaf.shape or ()))
+        InputSpec(path, name, input_dtype(leaf), tuple(leaf.shape or ()))
         for (path, leaf), name in zip(leaves.items(), _input_names(leaves), strict=True)
     )
 
@@ -146,12 +146,6 @@ def _check_floats(spaces: Sequence[gym.Space[Any]]) -> None:
         f"RLlib's networks take one Box of floats, not {names}: a connector must make one, such as "
         "FlattenObservations"
     )
-
-
-def _input_dtype(leaf: gym.Space[Any]) -> str:
-    # Double precision is the simulators'; networks compute in single.
-    dtype = np.dtype(leaf.dtype)
-    return "float32" if dtype.kind == "f" else dtype.name
 
 
 def _input_names(paths: Collection[str]) -> list[str]:

@@ -63,11 +63,21 @@ def one_hot_sizes(space: gym.Space[Any]) -> list[int] | None:
     raise ValueError(f"RLlib cannot flatten {space}")
 
 
+def input_dtype(leaf: gym.Space[Any]) -> str:
+    """Of the graph's input for a leaf, as numpy says it."""
+    dtype = np.dtype(leaf.dtype)
+    if dtype.kind == "f":  # double precision is the simulators'; networks compute in single
+        return "float32"
+    if dtype.kind == "u" and dtype.itemsize > 1:  # torch exports no such tensors
+        return "float32" if isinstance(leaf, gym.spaces.Box) else "int64"
+    return dtype.name
+
+
 def _positions(space: gym.Space[Any]) -> list[torch.Tensor] | None:
     sizes = one_hot_sizes(space)
     if sizes is None:
         return None
-    dtype = getattr(torch, np.dtype(space.dtype).name)
+    dtype = getattr(torch, input_dtype(space))
     return [torch.arange(size, dtype=dtype) for size in sizes]
 
 

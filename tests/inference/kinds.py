@@ -37,6 +37,8 @@ NESTED = gym.spaces.Dict(
         ),
         "camera": Box(0, 255, (3, 3), np.uint8),
         "double": Box(-np.inf, np.inf, (2,), np.float64),
+        "depth": Box(0, 9, (2,), np.uint16),
+        "wide": gym.spaces.Tuple((Box(0, 9, (2,), np.uint32), MultiDiscrete([2, 4], np.uint16))),
     }
 )
 
@@ -182,7 +184,7 @@ def _random_observations(rng: random.Random, depth: int) -> gym.Space[Any]:
     leaves: list[Callable[[], gym.Space[Any]]] = [
         lambda: Box(-1.0, 1.0, tuple(sizes)),
         lambda: Box(-np.inf, np.inf, tuple(sizes), np.float64),
-        lambda: Box(0, 255, tuple(sizes), np.uint8),
+        lambda: Box(0, 255, tuple(sizes), rng.choice([np.uint8, np.uint32])),
         lambda: Discrete(sizes[0]),
         lambda: MultiDiscrete(sizes),
         lambda: gym.spaces.MultiBinary(sizes[0]),
