@@ -72,7 +72,10 @@ def export(checkpoint: Path, file: Path) -> dict[str, str]:
 
 def _described(parity: Parity) -> dict[str, str]:
     found = {
-        parity.inputs_role: f"differ by {parity.inputs_difference:.1e} of their magnitude",
+        parity.inputs_role: (
+            f"differ by {parity.inputs_difference:.1e} of their magnitude, RLlib's own by "
+            f"{parity.rounding:.1e} from double precision"
+        ),
         "greedy actions": f"{parity.greedy_equal:.1%} are equal",
     }
     if parity.logp_difference is not None:
