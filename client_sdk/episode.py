@@ -217,10 +217,13 @@ class EpisodeTrack:
             NotFiniteError: The sum is not finite, or not in float32.
             InvalidValueError: No number; or a reward before the first action, which nobody earned.
         """
-        if reward.__class__ is float and reward == 0.0:
-            return
-        value = finite_number(reward, "reward")
-        if not abs(self._reward + value) <= FLOAT32_MAX:
+        if reward.__class__ is float:
+            if reward == 0.0:
+                return
+            value = reward
+        else:
+            value = finite_number(reward, "reward")
+        if not -FLOAT32_MAX <= self._reward + value <= FLOAT32_MAX:
             raise not_finite(self._reward + value, "reward")
         if value and self.step == 0 and self.pending is None:
             if self._resumed:

@@ -145,12 +145,13 @@ class LocalSteps:
         return policy
 
     def _act(self, track: Track, recording: Recording, policy: LoadedPolicy) -> Columns:
-        if not recording.continues(policy, logged=False) and recording.whole_steps:
-            # One policy per chunk: what the last one did goes up now.
-            self.uploader.add(self._cut(track, recording), urgent=False)
+        if not recording.continues(policy, logged=False):
+            self.handshake.policy_version = policy.version
+            if recording.whole_steps:
+                # One policy per chunk: what the last one did goes up now.
+                self.uploader.add(self._cut(track, recording), urgent=False)
         actions, env_actions, outputs = policy.act(recording.latest(), self._greed(recording))
         recording.acted(policy, actions, outputs)
-        self.handshake.policy_version = policy.version
         return env_actions
 
     def _greed(self, recording: Recording) -> NDArray[np.bool_]:

@@ -99,8 +99,7 @@ class ChunkFormat:
         Raises:
             LimitExceededError: Not even one step fits the server's limit.
         """
-        codec = self.observations
-        row = sum(column.nbytes for column in codec.zeros(1).values())
+        row = sum(self.observations.byte_sizes(1))
         steps = max(1, min(_BLOCK_BYTES // n, _CHUNK_BYTES) // max(row, 1) - 1)
         if self.max_request_steps:
             steps = min(steps, self.max_request_steps)
@@ -152,8 +151,8 @@ class Recording:
         self._count = 0
         codec = form.observations
         self._observations = [
-            (path, np.empty((self._capacity, *column.shape), column.dtype))
-            for path, column in codec.zeros(n).items()
+            (path, np.empty((self._capacity, n, *codec.leaf(path).shape), codec.leaf(path).dtype))
+            for path in codec.paths
         ]
         self._rewards: NDArray[np.float64] = np.zeros((self._capacity, n))
         self._actions: list[tuple[str, NDArray[Any]]] = []
