@@ -137,8 +137,14 @@ def wait_for(condition):
 )
 @pytest.mark.parametrize("state", ["acting", "held", "connecting", "server gone"])
 def test_signals_end_it_promptly_and_cleanly(number, code, state):
-    with serving(hold=state == "held") as server:
-        target = f"127.0.0.1:{unused_port()}" if state == "connecting" else server.address
+    with (
+        serving(hold=state == "held") as server,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        silent.settimeout(PATIENCE_S)
+        target = server.address
+        if state == "connecting":
+            target = f"127.0.0.1:{silent.getsockname()[1]}"
         process = subprocess.Popen(
             [*COMMAND, "run", "CartPole-v1", "--server", target, "--envs", "2"],
             stdout=subprocess.PIPE,
@@ -147,7 +153,7 @@ def test_signals_end_it_promptly_and_cleanly(number, code, state):
         )
         try:
             if state == "connecting":
-                threading.Event().wait(2.0)
+                silent.accept()[0].close()
             else:
                 wait_for(lambda: server.server.stats()["requests"] > 0)
             if state == "server gone":
