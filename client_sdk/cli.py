@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from client_sdk import certificates, credentials, host_command, watch_command
 from client_sdk.config import Address, Timeouts
 from client_sdk.errors import InvalidValueError, PolicyClientError
+from client_sdk.option_types import positive_seconds, seconds_from_zero, whole_number
 
 if TYPE_CHECKING:
     from client_sdk.runner import RunSummary
@@ -130,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--envs",
-        type=_count,
+        type=whole_number(1),
         default=1,
         metavar="N",
         help="environments that step together, one message for all (default: 1)",
@@ -144,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--update-interval",
-        type=_interval,
+        type=seconds_from_zero(),
         default=0.0,
         metavar="S",
         help="local: seconds between two downloads of the policy, at least; 0: whenever there is "
@@ -157,7 +158,10 @@ def _parser() -> argparse.ArgumentParser:
         help="local: keep experience here that does not fit into memory while the server is away",
     )
     run.add_argument(
-        "--episodes", type=_count, metavar="N", help="end after N episodes (default: never)"
+        "--episodes",
+        type=whole_number(1),
+        metavar="N",
+        help="end after N episodes (default: never)",
     )
     run.add_argument("--seed", type=int, metavar="N", help="of the first reset; env i gets N + i")
     run.add_argument(
@@ -169,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="for the server's logs (default: host name and process id)")
     run.add_argument(
         "--connect-timeout",
-        type=_seconds,
+        type=positive_seconds(),
         default=60.0,
         metavar="S",
         help="wait so long for a server that is not up yet (default: 60)",
@@ -204,7 +208,11 @@ def _add_certs(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="names and IP addresses under which clients reach the server; localhost is added",
     )
     certs.add_argument(
-        "--days", type=_count, default=365, metavar="N", help="how long they last (default: 365)"
+        "--days",
+        type=whole_number(1),
+        default=365,
+        metavar="N",
+        help="how long they last (default: 365)",
     )
 
 
@@ -278,27 +286,6 @@ def _line(summary: RunSummary) -> str:
         f"steps/s {summary.steps_per_s:.0f}  mean return {mean}  "
         f"policy version {summary.policy_version}"
     )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
-    return value
-
-
-def _interval(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds from 0 up, got {text}")
-    return value
 
 
 def _address(text: str) -> Address:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from client_sdk import credentials
+from client_sdk.option_types import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ def add_parser(commands: Any, epilog: str) -> None:
         "--address-file", metavar="F", help="write the bound HOST:PORT there, once it answers"
     )
     host.add_argument(
-        "--parent-pid", type=_pid, metavar="PID", help="end when that process is gone"
+        "--parent-pid",
+        type=whole_number(1, 2**31 - 1),
+        metavar="PID",
+        help="end when that process is gone",
     )
     host.add_argument(
         "--max-envs",
@@ -153,11 +157,4 @@ def _kwargs(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
-    return value
-
-
-def _pid(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected the number of a process, got {text}")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,11 @@ class VideoFile:
             raise InvalidValueError(f"expected a name that ends in .mp4, got {path.name!r}", "out")
         if not path.parent.is_dir():
             raise InvalidValueError(f"no such directory: {path.parent}", "out")
+        if path.is_dir():
+            raise InvalidValueError(f"that is a directory: {path}", "out")
+        # It starts ffmpeg by a real fork otherwise, and gRPC's handlers of those make one in thirty
+        # crash before its exec (grpc/grpc#43055).
+        os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
         self._imageio: Any = imageio
         self._path = path
         self._unfinished = path.with_name(f".{path.name}.part.mp4")
@@ -53,9 +59,22 @@ class VideoFile:
 
         Raises:
             InvalidValueError: It has another size than the first one.
+            OSError: The file cannot be written; then there is none.
         """
         with _undisturbed():
-            self._add(frame)
+            try:
+                self._add(frame)
+            except OSError:
+                self._discard()
+                raise
+
+    def _discard(self) -> None:
+        writer, self._writer = self._writer, None
+        self.frames = 0
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
+        self._unfinished.unlink(missing_ok=True)
 
     def _add(self, frame: NDArray[np.uint8]) -> None:
         if self._writer is None:
@@ -69,7 +88,8 @@ class VideoFile:
             )
         # The usual pixel format shares colours between pairs of lines and columns.
         odd = [(0, size % 2) for size in frame.shape[:2]]
-        self._writer.append_data(np.pad(frame, [*odd, (0, 0)], mode="edge"))
+        with _without_ctrl_c() if self.frames == 0 else contextlib.nullcontext():
+            self._writer.append_data(np.pad(frame, [*odd, (0, 0)], mode="edge"))
         self.frames += 1
 
     def close(self) -> None:
@@ -78,10 +98,17 @@ class VideoFile:
         if writer is not None:
             with _undisturbed():
                 writer.close()
-            try:
-                self._unfinished.replace(self._path)
-            except FileNotFoundError:  # ffmpeg was stopped before it began
-                self.frames = 0
+            self._unfinished.replace(self._path)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """What is started within never hears a terminal's Ctrl-C: it ends when its input does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

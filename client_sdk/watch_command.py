@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import queue
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +22,7 @@ from client_sdk.config import Address, check_token
 from client_sdk.diagnosis import diagnose
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import InvalidValueError, PolicyClientError, error_from_fault
+from client_sdk.option_types import number, positive_seconds, whole_number
 from client_sdk.transport import Disconnected, Endpoint
 from client_sdk.video import VideoFile
 from client_sdk.viewer import Viewer
@@ -30,6 +34,13 @@ logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+
+_T = TypeVar("_T")
+_Frame: TypeAlias = NDArray[np.uint8]
+_Show: TypeAlias = Callable[[_Frame], bool]
+"""Shows a frame; whether anybody wants another."""
+_Finish: TypeAlias = Callable[[], bool]
+"""Whether what was asked for is there."""
 
 _EXAMPLES = """\
 examples:
@@ -52,14 +63,21 @@ def add_parser(commands: Any, epilog: str) -> None:
     watch.add_argument("address", metavar="HOST:PORT", help="the host of environments")
     watch.add_argument("--out", type=Path, metavar="FILE.mp4", help="record, instead of showing")
     watch.add_argument(
-        "--fps", type=_positive, default=30.0, metavar="N", help="frames per second (default: 30)"
+        "--fps",
+        type=number(0.1, 1000),
+        default=30.0,
+        metavar="N",
+        help="frames per second (default: 30)",
     )
     watch.add_argument(
-        "--seconds", type=_positive, metavar="S", help="end after S seconds (default: Ctrl-C)"
+        "--seconds",
+        type=positive_seconds(),
+        metavar="S",
+        help="end after S seconds (default: at Ctrl-C, with the host, or when the window is closed)",
     )
     watch.add_argument(
         "--index",
-        type=_index,
+        type=whole_number(0, 2**32 - 1),
         default=0,
         metavar="I",
         help="which of an environment's copies that step together (default: 0)",
@@ -70,7 +88,7 @@ def add_parser(commands: Any, epilog: str) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Watch until the time is over, the host ends, or a signal comes.
+    """Watch until the time is over, the host ends, the window is closed, or a signal comes.
 
     Returns:
         The exit code.
@@ -86,44 +104,61 @@ def run(options: argparse.Namespace) -> int:
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         return _failed(EXIT_FAILED, str(error))
     try:
-        for number, frame in enumerate(_frames(endpoint, options)):
-            show(frame)
-            if number == 0:
-                target = f"; recording to {options.out}" if options.out else ""
-                print(f"watching {address}{target}", flush=True)
+        try:
+            with contextlib.closing(_frames(endpoint, options)) as frames:
+                for count, frame in enumerate(frames):
+                    if not show(frame):
+                        break
+                    if count == 0:
+                        target = f"; recording to {options.out}" if options.out else ""
+                        print(f"watching {address}{target}", flush=True)
+        finally:
+            finished = finish()
     except PolicyClientError as error:
         return _failed(EXIT_FAILED, str(error))
-    finally:
-        finish()
-    return 0
+    except OSError as error:
+        return _failed(EXIT_FAILED, f"cannot write {options.out}: {error}")
+    return 0 if finished else EXIT_FAILED
 
 
-def _sink(
-    options: argparse.Namespace, address: Address
-) -> tuple[Callable[[NDArray[np.uint8]], None], Callable[[], None]]:
+def _sink(options: argparse.Namespace, address: Address) -> tuple[_Show, _Finish]:
     """Where frames go, and what ends it."""
     if options.out is None:
         viewer = Viewer(address)
-        return lambda frame: viewer.show(frame, options.fps), viewer.close
+
+        def show(frame: _Frame) -> bool:
+            viewer.show(frame, options.fps)
+            return not viewer.dismissed
+
+        def close() -> bool:
+            viewer.close()
+            return True
+
+        return show, close
     video = VideoFile(options.out, options.fps)
 
-    def finish() -> None:
+    def add(frame: _Frame) -> bool:
+        video.add(frame)
+        return True
+
+    def finish() -> bool:
         video.close()
         if video.frames:
             print(f"wrote {video.frames} frames to {options.out}", flush=True)
         else:
             print(f"policy-client: no frame came; {options.out} is not written", file=sys.stderr)
+        return video.frames > 0
 
-    return video.add, finish
+    return add, finish
 
 
-def _frames(endpoint: Endpoint, options: argparse.Namespace) -> Iterator[NDArray[np.uint8]]:
+def _frames(endpoint: Endpoint, options: argparse.Namespace) -> Generator[_Frame]:
     """Frames of whichever environment the host runs, until the time is over or the host ends."""
     request = pb.StreamFramesRequest(env_index=options.index, max_frames_per_second=options.fps)
     connection = EnvConnection(endpoint)
     start, seen = time.monotonic(), 0
     try:
-        for response in connection.stream_frames(request, options.seconds):
+        for response in _read_aside(connection.stream_frames(request, options.seconds)):
             seen += 1
             yield np.asarray(tensor_from_proto(response.frame, "frame"))
         logger.info("the host is gone (it ended the stream)")
@@ -140,20 +175,31 @@ def _frames(endpoint: Endpoint, options: argparse.Namespace) -> Iterator[NDArray
         connection.disconnect()
 
 
+def _read_aside(responses: Iterator[_T]) -> Generator[_T]:
+    """The same, read by another thread: gRPC's own blocking reads do not bear Ctrl-C."""
+    inbox: queue.SimpleQueue[_T | Exception | None] = queue.SimpleQueue()
+    room = threading.Semaphore()  # else the frames of a slow encoder would pile up here
+
+    def read() -> None:
+        try:
+            for response in responses:
+                inbox.put(response)
+                room.acquire()
+            inbox.put(None)
+        except Exception as error:  # raised where it is waited for
+            inbox.put(error)
+
+    threading.Thread(target=read, name="frames", daemon=True).start()
+    try:
+        while (item := inbox.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            room.release()
+    finally:
+        room.release()
+
+
 def _failed(code: int, message: str) -> int:
     print(f"policy-client: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return value
-
-
-def _index(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 up, got {text}")
-    return value

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 
 import numpy as np
+import psutil
 import pytest
 
 from client_sdk import RemoteEnv, RemoteVectorEnv
@@ -20,12 +22,20 @@ from client_sdk.errors import (
     WrongModeError,
 )
 from client_sdk.transport import Endpoint
+from client_sdk.video import VideoFile
+from client_sdk.viewer import Viewer
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.tensors import tensor_from_proto
 from tests.stepping.support import PATIENCE_S, Mixed, Script, hosting, wait_for
 
 WATCH = [sys.executable, "-m", "client_sdk.cli", "watch"]
 SCREENLESS = {**os.environ, "SDL_VIDEODRIVER": "dummy"}
+
+
+@pytest.fixture(autouse=True)
+def readers_of_videos_survive_grpc(monkeypatch):
+    """As ``VideoFile`` says of writers."""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
 
 
 class Watcher:
@@ -288,7 +298,16 @@ def test_it_records_a_video_that_can_be_played(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_it_leaves_a_whole_file_or_none_when_it_is_interrupted(tmp_path):
+@pytest.mark.parametrize(
+    ("interrupt", "code"),
+    [
+        (lambda process: process.terminate(), 143),
+        # A terminal's Ctrl-C is for all that was started there.
+        (lambda process: os.killpg(process.pid, signal.SIGINT), 130),
+    ],
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_it_leaves_a_whole_file_when_it_is_interrupted(tmp_path, interrupt, code):
     imageio = pytest.importorskip("imageio", reason="the extra `video`")
     file = tmp_path / "run.mp4"
     script = Script(render=lambda: np.zeros((32, 32, 3), np.uint8))
@@ -302,22 +321,72 @@ def test_it_leaves_a_whole_file_or_none_when_it_is_interrupted(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         try:
             with stepping(env):
                 assert process.stdout.readline().endswith(f"recording to {file}\n")
-                process.terminate()
+                interrupt(process)
                 out, err = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
             process.communicate()
-    assert process.returncode == 143
+    assert process.returncode == code, err
     assert "Traceback" not in err
-    if "is not written" in err:  # ffmpeg had not begun
-        assert not file.exists()
-    else:
-        with imageio.get_reader(file) as reader:
-            assert f"wrote {sum(1 for _ in reader)} frames" in out
+    with imageio.get_reader(file) as reader:
+        assert f"wrote {sum(1 for _ in reader)} frames" in out
+
+
+def test_a_video_whose_encoder_dies_is_an_error_and_leaves_no_file(tmp_path):
+    pytest.importorskip("imageio", reason="the extra `video`")
+    video = VideoFile(tmp_path / "run.mp4", fps=30)
+    frame = np.zeros((512, 512, 3), np.uint8)  # more than a pipe holds
+    video.add(frame)
+    (encoder,) = psutil.Process().children()
+    encoder.kill()
+    with pytest.raises(OSError, match="pipe"):
+        video.add(frame)
+    video.close()
+    assert video.frames == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_without_a_frame_is_no_success(tmp_path):
+    pytest.importorskip("imageio", reason="the extra `video`")
+    with hosting("CartPole-v1") as host:  # and nobody steps it
+        done = subprocess.run(
+            [*WATCH, host.address, "--out", str(tmp_path / "run.mp4"), "--seconds", "0.5"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "not written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_that_somebody_closes_is_noticed(monkeypatch):
+    pygame = pytest.importorskip("pygame", reason="the extra `video`")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    viewer = Viewer(Address.parse("a:1"))
+    frame = np.zeros((4, 6, 3), np.uint8)
+    viewer.show(frame, fps=None)
+    assert not viewer.dismissed
+    pygame.event.post(pygame.event.Event(pygame.QUIT))
+    assert viewer.dismissed
+    viewer.show(frame, fps=None)
+    viewer.close()
+
+
+def test_without_a_display_it_says_that_nobody_sees_the_frames(monkeypatch, caplog):
+    pytest.importorskip("pygame", reason="the extra `video`")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    viewer = Viewer(Address.parse("a:1"))
+    viewer.show(np.zeros((4, 6, 3), np.uint8), fps=None)
+    viewer.close()
+    assert "no display here" in caplog.text
 
 
 @contextlib.contextmanager
@@ -371,8 +440,11 @@ def test_it_shows_frames_until_the_host_ends():
         (["nowhere"], 2, "host:port"),
         (["a:1", "--out", "run.gif"], 2, ".mp4"),
         (["a:1", "--out", "/none/run.mp4"], 2, "/none"),
-        (["a:1", "--fps", "0"], 2, "--fps"),
-        (["a:1", "--index", "-1"], 2, "--index"),
+        (["a:1", "--fps", "inf"], 2, "--fps: expected a number from 0.1 to 1000, got 'inf'"),
+        (["a:1", "--seconds", "inf"], 2, "--seconds: expected a positive number of seconds"),
+        (["a:1", "--index", "-1"], 2, "--index: expected a whole number from 0 to"),
+        (["a:1", "--index", "first"], 2, "--index"),
+        (["a:1", "--index", "4294967296"], 2, "--index"),
         (["127.0.0.1:1"], 1, "nobody listens"),
     ],
 )

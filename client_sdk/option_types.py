@@ -1,0 +1,58 @@
+"""Numbers on a command line: what each must be, and one line that says so where it is not.
+
+Pure functions; any thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The ``type`` of an option that takes whole numbers from ``low`` to ``high``, both included."""
+    expected = f"a whole number from {low} " + ("up" if high is None else f"to {high}")
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _refused(expected, text) from None
+        if value < low or (high is not None and value > high):
+            raise _refused(expected, text)
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """The ``type`` of an option that takes numbers from ``low`` to ``high``, both included."""
+    return _number(lambda value: low <= value <= high, f"a number from {low:g} to {high:g}")
+
+
+def positive_seconds() -> Callable[[str], float]:
+    """The ``type`` of an option that takes a time."""
+    return _number(lambda value: 0 < value < math.inf, "a positive number of seconds")
+
+
+def seconds_from_zero() -> Callable[[str], float]:
+    """The ``type`` of an option that takes a time, or none."""
+    return _number(lambda value: 0 <= value < math.inf, "a number of seconds from 0 up")
+
+
+def _number(fits: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _refused(expected, text) from None
+        if not fits(value):  # NaN does not
+            raise _refused(expected, text)
+        return value
+
+    return parse
+
+
+def _refused(expected: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
