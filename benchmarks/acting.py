@@ -2,8 +2,9 @@
 
     python -m benchmarks.acting
 
-A 64x64 policy, rows of CartPole's size, experience recorded and delivered to ``sample()``. Echo and
-policy server take turns, so that a busy moment of the machine hits both; medians over the rounds.
+A 64x64 policy, rows of CartPole's size, experience recorded and delivered to ``sample()``. The
+echo has the client's stack and the server's event loop. Both take turns, so that a busy moment of
+the machine hits both; medians over the rounds.
 The simulator is left out: observations are numbers made beforehand.
 """
 

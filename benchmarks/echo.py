@@ -1,8 +1,8 @@
 """The floor: a gRPC stream that answers each message with itself, and clients that ask it.
 
 The server is ``grpc.aio`` with the options of the policy server, and identity serializers; the
-clients use the stacks of ``PolicyClient`` (blocking) and ``AsyncPolicyClient``. The first line of
-the server's output is its port.
+clients are a bare blocking one, and the stacks of ``PolicyClient`` and ``AsyncPolicyClient``. The
+first line of the server's output is its port.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import queue
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
+from client_sdk.config import Address
+from client_sdk.transport import Endpoint, Stream
 from policy_server.config import PolicyServerConfig
 from policy_server.server import _server_options
 
@@ -38,23 +41,40 @@ class EchoProcess(contextlib.AbstractContextManager["EchoProcess"]):
         self._process.wait(10)
 
 
-def blocking(address: str, size_bytes: int, messages: int) -> float:
-    """Messages per second over one stream of the blocking stack."""
+def bare(address: str, size_bytes: int, messages: int) -> float:
+    """Messages per second over one stream whose answers the calling thread reads from gRPC."""
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    data = b"x" * size_bytes
     with grpc.insecure_channel(address) as channel:
         answers: Any = channel.stream_stream(_METHOD)(iter(outbox.get, None))
-        for _ in range(50):
-            outbox.put(data)
-            next(answers)
-        start = time.perf_counter()
-        for _ in range(messages):
-            outbox.put(data)
-            next(answers)
-        elapsed = time.perf_counter() - start
-        outbox.put(None)
-        answers.cancel()
-    return messages / elapsed
+        try:
+            return _rate(outbox.put, lambda: next(answers), size_bytes, messages)
+        finally:
+            outbox.put(None)
+            answers.cancel()
+
+
+def blocking(address: str, size_bytes: int, messages: int) -> float:
+    """Messages per second over one stream of ``PolicyClient``: its channel and its ``Stream``."""
+    endpoint = Endpoint(Address.parse(address))
+    with grpc.insecure_channel(address, endpoint.options(endpoint.address)) as channel:
+        stream = Stream(channel.stream_stream(_METHOD))
+        try:
+            return _rate(stream.send, lambda: stream.receive(10.0), size_bytes, messages)
+        finally:
+            stream.close()
+
+
+def _rate(
+    send: Callable[[bytes], object], receive: Callable[[], object], size_bytes: int, messages: int
+) -> float:
+    data = b"x" * size_bytes
+    start = 0.0
+    for number in range(messages + 50):
+        if number == 50:
+            start = time.perf_counter()
+        send(data)
+        receive()
+    return messages / (time.perf_counter() - start)
 
 
 async def streams(address: str, size_bytes: int, messages: int, count: int) -> float:

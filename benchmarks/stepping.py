@@ -157,7 +157,7 @@ def main() -> None:
         )
         seen = measure(
             {
-                "gRPC echo": lambda: echo.blocking(peer, IMAGE_BYTES, n),
+                "gRPC echo": lambda: echo.bare(peer, IMAGE_BYTES, n),
                 "RemoteEnv": lambda: look(viewer, n),
             },
             options.rounds,
