@@ -15,11 +15,11 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from policy_server import PolicyServerConfig, PolicyServerEnvRunner
 
 
-def over_cartpole(
-    config: AlgorithmConfig, *, num_env_runners: int = 0, **settings: Any
+def over(
+    env_id: str, config: AlgorithmConfig, *, num_env_runners: int = 0, **settings: Any
 ) -> AlgorithmConfig:
-    """The config of a training whose simulators play CartPole."""
-    env = gym.make("CartPole-v1")
+    """The config of a training whose simulators run that environment."""
+    env = gym.make(env_id)
     settings = {"port": 0, "drain_s": 0.5, **settings}
     return (
         config.environment(
@@ -30,6 +30,11 @@ def over_cartpole(
         .env_runners(env_runner_cls=PolicyServerEnvRunner, num_env_runners=num_env_runners)
         .debugging(seed=1)
     )
+
+
+def over_cartpole(config: AlgorithmConfig, **settings: Any) -> AlgorithmConfig:
+    """The config of a training whose simulators play CartPole."""
+    return over("CartPole-v1", config, **settings)
 
 
 def address_of(algo: Algorithm) -> str:
@@ -50,11 +55,11 @@ def building(config: AlgorithmConfig) -> Iterator[Algorithm]:
 
 
 @contextlib.contextmanager
-def cartpoles(address: str, envs: int = 8, *options: str) -> Iterator[None]:
+def simulators(env_id: str, address: str, envs: int, *options: str) -> Iterator[None]:
     """Simulators in a process of their own, which knows neither Ray nor torch."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "client_sdk.cli", "run", "CartPole-v1", "--quiet"),
+            *(sys.executable, "-m", "client_sdk.cli", "run", env_id, "--quiet"),
             *("--server", address, "--envs", str(envs), "--seed", "1", *options),
         ]
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
 
 from tests.training.support import (
     address_of,
     building,
-    cartpoles,
     mean_return,
+    over,
     over_cartpole,
+    simulators,
     train_until,
 )
 
@@ -26,8 +28,10 @@ def test_ppo_learns_from_simulators(ray_session, inference):
     config.training(
         lr=3e-4, train_batch_size=2000, minibatch_size=128, num_epochs=6, vf_loss_coeff=0.01
     ).rl_module(model_config={"fcnet_hiddens": [64, 64], "vf_share_layers": False})
-    simulators = ("--inference", inference)
-    with building(config) as algo, cartpoles(address_of(algo), 8, *simulators):
+    with (
+        building(config) as algo,
+        simulators("CartPole-v1", address_of(algo), 8, "--inference", inference),
+    ):
         result = train_until(algo, lambda result: mean_return(result) >= 150, iterations=40)
     server = result["env_runners"]["policy_server"]
     assert server["sessions"] == 1
@@ -52,7 +56,42 @@ def test_dqn_learns_from_simulators(ray_session, inference):
         min_sample_timesteps_per_iteration=500, min_time_s_per_iteration=0
     ).rl_module(model_config={"fcnet_hiddens": [64, 64]})
     # A random policy gets 20.
-    simulators = ("--inference", inference)
-    with building(config) as algo, cartpoles(address_of(algo), 4, *simulators):
+    with (
+        building(config) as algo,
+        simulators("CartPole-v1", address_of(algo), 4, "--inference", inference),
+    ):
         result = train_until(algo, lambda result: mean_return(result) >= 50, iterations=80)
     assert result["env_runners"]["policy_server"]["handover_errors"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.learning
+@pytest.mark.timeout(600)
+def test_sac_learns_from_simulators_that_act_alone(ray_session):
+    config = over("Pendulum-v1", SACConfig(), num_env_runners=1)
+    config.training(
+        actor_lr=1e-3,
+        critic_lr=1e-3,
+        alpha_lr=1e-3,
+        train_batch_size_per_learner=128,
+        num_steps_sampled_before_learning_starts=500,
+        # One update for each step; RLlib counts a runner more than there are.
+        training_intensity=128 / 2,
+    ).env_runners(rollout_fragment_length=16).reporting(
+        min_sample_timesteps_per_iteration=800, min_time_s_per_iteration=0
+    ).rl_module(
+        model_config={
+            "fcnet_hiddens": [64, 64],
+            "fcnet_activation": "relu",
+            "fusionnet_hiddens": [64, 64],
+            "fusionnet_activation": "relu",
+        }
+    )
+    # A random policy gets -1200.
+    with (
+        building(config) as algo,
+        simulators("Pendulum-v1", address_of(algo), 4, "--inference", "local"),
+    ):
+        result = train_until(algo, lambda result: mean_return(result) >= -400, iterations=12)
+    server = result["env_runners"]["policy_server"]
+    assert server["incidents"] == server["handover_errors"] == 0
