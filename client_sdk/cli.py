@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--update-interval",
-        type=seconds_from_zero(),
+        type=seconds_from_zero,
         default=0.0,
         metavar="S",
         help="local: seconds between two downloads of the policy, at least; 0: whenever there is "
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="for the server's logs (default: host name and process id)")
     run.add_argument(
         "--connect-timeout",
-        type=positive_seconds(),
+        type=positive_seconds,
         default=60.0,
         metavar="S",
         help="wait so long for a server that is not up yet (default: 60)",

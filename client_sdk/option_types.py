@@ -1,6 +1,6 @@
 """Numbers on a command line: what each must be, and one line that says so where it is not.
 
-Pure functions; any thread.
+For argparse, as the ``type`` of an option. Pure functions; any thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    """The ``type`` of an option that takes whole numbers from ``low`` to ``high``, both included."""
+    """Takes whole numbers from ``low`` to ``high``, both included."""
     expected = f"a whole number from {low} " + ("up" if high is None else f"to {high}")
 
     def parse(text: str) -> int:
@@ -27,31 +27,29 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
-    """The ``type`` of an option that takes numbers from ``low`` to ``high``, both included."""
-    return _number(lambda value: low <= value <= high, f"a number from {low:g} to {high:g}")
+    """Takes numbers from ``low`` to ``high``, both included."""
+    expected = f"a number from {low:g} to {high:g}"
+    return lambda text: _parsed(text, lambda value: low <= value <= high, expected)
 
 
-def positive_seconds() -> Callable[[str], float]:
-    """The ``type`` of an option that takes a time."""
-    return _number(lambda value: 0 < value < math.inf, "a positive number of seconds")
+def positive_seconds(text: str) -> float:
+    """Takes a time."""
+    return _parsed(text, lambda value: 0 < value < math.inf, "a positive number of seconds")
 
 
-def seconds_from_zero() -> Callable[[str], float]:
-    """The ``type`` of an option that takes a time, or none."""
-    return _number(lambda value: 0 <= value < math.inf, "a number of seconds from 0 up")
+def seconds_from_zero(text: str) -> float:
+    """Takes a time, or none."""
+    return _parsed(text, lambda value: 0 <= value < math.inf, "a number of seconds from 0 up")
 
 
-def _number(fits: Callable[[float], bool], expected: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise _refused(expected, text) from None
-        if not fits(value):  # NaN does not
-            raise _refused(expected, text)
-        return value
-
-    return parse
+def _parsed(text: str, fits: Callable[[float], bool], expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise _refused(expected, text) from None
+    if not fits(value):  # NaN never does
+        raise _refused(expected, text)
+    return value
 
 
 def _refused(expected: str, text: str) -> argparse.ArgumentTypeError:

@@ -71,7 +71,7 @@ def add_parser(commands: Any, epilog: str) -> None:
     )
     watch.add_argument(
         "--seconds",
-        type=positive_seconds(),
+        type=positive_seconds,
         metavar="S",
         help="end after S seconds (default: at Ctrl-C, with the host, or when the window is closed)",
     )

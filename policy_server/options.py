@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 from client_sdk import credentials
+from client_sdk.option_types import positive_seconds, whole_number
 from policy_server.comparison import WAYS
 from policy_server.config import PolicyServerConfig
 from policy_server.training_config import ALGORITHMS
@@ -51,31 +51,6 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text!r}")
     return int(text)
-
-
-def _at_least(lowest: int) -> Any:
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = lowest - 1
-        if value < lowest:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number from {lowest} up, got {text!r}"
-            )
-        return value
-
-    return number
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
-    return value
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -226,10 +201,10 @@ def _add_goals(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("when it ends (without any of these: at Ctrl-C)")
     group.add_argument("--stop-return", metavar="R", type=float, help="at this mean return")
     group.add_argument(
-        "--stop-iters", metavar="N", type=_at_least(1), help="after so many iterations"
+        "--stop-iters", metavar="N", type=whole_number(1), help="after so many iterations"
     )
     group.add_argument(
-        "--stop-steps", metavar="N", type=_at_least(1), help="after so many env steps"
+        "--stop-steps", metavar="N", type=whole_number(1), help="after so many env steps"
     )
 
 
@@ -241,14 +216,14 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--checkpoint-every",
         metavar="N",
-        type=_at_least(1),
+        type=whole_number(1),
         default=5,
         help="iterations between checkpoints; default: 5",
     )
     group.add_argument(
         "--keep-checkpoints",
         metavar="N",
-        type=_at_least(1),
+        type=whole_number(1),
         default=3,
         help="how many stay; default: 3",
     )
@@ -268,7 +243,11 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", metavar="HOST:PORT")
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, default=5.0, help="to connect; default: 5"
+        "--timeout",
+        metavar="SECONDS",
+        type=positive_seconds,
+        default=5.0,
+        help="to connect; default: 5",
     )
     credentials.add_client_options(parser)
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
@@ -284,13 +263,13 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(WAYS)}; default: all",
     )
     parser.add_argument(
-        "--seeds", metavar="N", type=_at_least(1), default=3, help="of each way; default: 3"
+        "--seeds", metavar="N", type=whole_number(1), default=3, help="of each way; default: 3"
     )
     parser.add_argument(
         "--stop-return", metavar="R", type=float, default=450.0, help="default: 450"
     )
     parser.add_argument(
-        "--stop-iters", metavar="N", type=_at_least(1), default=150, help="default: 150"
+        "--stop-iters", metavar="N", type=whole_number(1), default=150, help="default: 150"
     )
     parser.add_argument(
         "--out",
