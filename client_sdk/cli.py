@@ -13,18 +13,23 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from client_sdk import certificates, credentials, host_command, watch_command
 from client_sdk.config import Address, Timeouts
 from client_sdk.errors import InvalidValueError, PolicyClientError
-from client_sdk.option_types import positive_seconds, seconds_from_zero, whole_number
+from client_sdk.option_types import (
+    EXIT_USAGE,
+    Parser,
+    positive_seconds,
+    seconds_from_zero,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from client_sdk.runner import RunSummary
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 _GRACE_S = 4.5
 """From a signal to the end of the process."""
@@ -51,13 +56,6 @@ _CERTS_EXAMPLES = """\
 examples:
   policy-client certs certs --host trainer.example 192.168.1.20
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 class _Signal:
@@ -108,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="policy-client",
         description="Connect simulators to a policy server, or host them for a trainer.",
         epilog=_EXIT_CODES,
@@ -187,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_certs(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_certs(commands: argparse._SubParsersAction[Parser]) -> None:
     certs = commands.add_parser(
         "certs",
         help="make certificates and a token for a server and its clients",

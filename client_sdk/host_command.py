@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -12,12 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from client_sdk import credentials
-from client_sdk.option_types import whole_number
+from client_sdk.option_types import EXIT_USAGE, json_object, whole_number
 
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_CANNOT_LISTEN = 4
 
 _GRACE_S = 4.0
@@ -48,7 +46,7 @@ def add_parser(commands: Any, epilog: str) -> None:
         "returns an environment",
     )
     host.add_argument(
-        "--kwargs", type=_kwargs, default={}, metavar="JSON", help="its keyword arguments"
+        "--kwargs", type=json_object, default={}, metavar="JSON", help="its keyword arguments"
     )
     host.add_argument(
         "--any-env",
@@ -148,13 +146,3 @@ def _ender(shut: Callable[[], None]) -> Callable[[], None]:
 def _failed(code: int, message: str) -> int:
     print(f"policy-client: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _kwargs(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
-    return value

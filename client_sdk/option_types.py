@@ -1,13 +1,25 @@
 """Numbers on a command line: what each must be, and one line that says so where it is not.
 
-For argparse, as the ``type`` of an option. Pure functions; any thread.
+For argparse, as the ``type`` of an option. And the parser itself, which both commands share.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
+from typing import Any, NoReturn
+
+EXIT_USAGE = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with that message."""
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -32,6 +44,11 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return lambda text: _parsed(text, lambda value: low <= value <= high, expected)
 
 
+def finite_number(text: str) -> float:
+    """Takes any number but NaN and infinity."""
+    return _parsed(text, math.isfinite, "a finite number")
+
+
 def positive_seconds(text: str) -> float:
     """Takes a time."""
     return _parsed(text, lambda value: 0 < value < math.inf, "a positive number of seconds")
@@ -40,6 +57,17 @@ def positive_seconds(text: str) -> float:
 def seconds_from_zero(text: str) -> float:
     """Takes a time, or none."""
     return _parsed(text, lambda value: 0 <= value < math.inf, "a number of seconds from 0 up")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Takes a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise _refused("a JSON object", text)
+    return value
 
 
 def _parsed(text: str, fits: Callable[[float], bool], expected: str) -> float:

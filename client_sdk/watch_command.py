@@ -22,7 +22,7 @@ from client_sdk.config import Address, check_token
 from client_sdk.diagnosis import diagnose
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import InvalidValueError, PolicyClientError, error_from_fault
-from client_sdk.option_types import number, positive_seconds, whole_number
+from client_sdk.option_types import EXIT_USAGE, number, positive_seconds, whole_number
 from client_sdk.transport import Disconnected, Endpoint
 from client_sdk.video import VideoFile
 from client_sdk.viewer import Viewer
@@ -33,7 +33,6 @@ from client_sdk.wire.tensors import tensor_from_proto
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 _T = TypeVar("_T")
 _Frame: TypeAlias = NDArray[np.uint8]

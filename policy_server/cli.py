@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from client_sdk import credentials
 from client_sdk.errors import InvalidValueError
+from client_sdk.option_types import EXIT_USAGE
 from policy_server.ending import Ending
-from policy_server.options import EXIT_USAGE, build_parser
+from policy_server.options import build_parser
 
 EXIT_FAILED = 1
 EXIT_ENVIRONMENT = 3

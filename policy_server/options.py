@@ -7,15 +7,19 @@ import json
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from client_sdk import credentials
-from client_sdk.option_types import positive_seconds, whole_number
+from client_sdk.option_types import (
+    Parser,
+    finite_number,
+    json_object,
+    positive_seconds,
+    whole_number,
+)
 from policy_server.comparison import WAYS
 from policy_server.config import PolicyServerConfig
 from policy_server.training_config import ALGORITHMS
-
-EXIT_USAGE = 2
 
 _EXIT_CODES = """\
 exit codes:
@@ -40,19 +44,6 @@ Simulators connect with client_sdk.PolicyClient, or for a Gymnasium environment 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text!r}")
-    return int(text)
-
-
 def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -63,16 +54,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value  # a word needs no quotes
 
 
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
-    return value
-
-
 def build_parser(run: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:
     """The parser of all commands.
 
@@ -80,7 +61,7 @@ def build_parser(run: Mapping[str, Callable[..., int]]) -> argparse.ArgumentPars
         run: What each command does; ends up in ``run`` of the parsed options.
     """
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
+    parser = Parser(
         prog="policy-server",
         description="Train RLlib policies from simulators that drive their own loop.",
         epilog=_EXIT_CODES,
@@ -172,7 +153,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it listens, and whom it admits")
     group.add_argument("--host", help=f"interface; default: {default.host}")
     group.add_argument(
-        "--port", type=_port, help=f"TCP port, 0 for a free one; default: {default.port}"
+        "--port",
+        type=whole_number(0, 65535),
+        help=f"TCP port, 0 for a free one; default: {default.port}",
     )
     group.add_argument(
         "--address-file", metavar="FILE", help="write the bound HOST:PORT there when ready"
@@ -192,14 +175,14 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--client-config",
         metavar="JSON",
-        type=_object,
+        type=json_object,
         help="told to every simulator as client.config",
     )
 
 
 def _add_goals(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("when it ends (without any of these: at Ctrl-C)")
-    group.add_argument("--stop-return", metavar="R", type=float, help="at this mean return")
+    group.add_argument("--stop-return", metavar="R", type=finite_number, help="at this mean return")
     group.add_argument(
         "--stop-iters", metavar="N", type=whole_number(1), help="after so many iterations"
     )
@@ -263,10 +246,14 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(WAYS)}; default: all",
     )
     parser.add_argument(
-        "--seeds", metavar="N", type=whole_number(1), default=3, help="of each way; default: 3"
+        "--seeds",
+        metavar="N",
+        type=whole_number(1),
+        default=3,
+        help="of each way; default: 3",
     )
     parser.add_argument(
-        "--stop-return", metavar="R", type=float, default=450.0, help="default: 450"
+        "--stop-return", metavar="R", type=finite_number, default=450.0, help="default: 450"
     )
     parser.add_argument(
         "--stop-iters", metavar="N", type=whole_number(1), default=150, help="default: 150"

@@ -34,11 +34,15 @@ def fails(capsys, *arguments):
         (("trian",), "trian"),
         (("train",), "one of the arguments --env --spaces --config is required"),
         ((*TRAIN, "--spaces", "x.json"), "not allowed with argument"),
-        ((*TRAIN, "--port", "99999"), "argument --port: expected 0 to 65535, got '99999'"),
-        ((*TRAIN, "--port", "http"), "argument --port: expected 0 to 65535"),
+        (
+            (*TRAIN, "--port", "99999"),
+            "argument --port: expected a whole number from 0 to 65535, got '99999'",
+        ),
+        ((*TRAIN, "--port", "http"), "argument --port: expected a whole number from 0 to 65535"),
         ((*TRAIN, "--algo", "PPPO"), "argument --algo: invalid choice: 'PPPO'"),
         ((*TRAIN, "--set", "lr"), "argument --set: expected KEY=VALUE, got 'lr'"),
         ((*TRAIN, "--stop-iters", "0"), "expected a whole number from 1 up, got '0'"),
+        ((*TRAIN, "--stop-return", "nan"), "expected a finite number, got 'nan'"),
         ((*TRAIN, "--resume"), "argument --resume: needs --checkpoint-dir"),
         (
             (*TRAIN, "--token-file", "nowhere"),

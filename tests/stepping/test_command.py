@@ -131,10 +131,8 @@ def test_signals_end_it_within_5_seconds_whatever_an_environment_does(number, co
         env = RemoteEnv(host.address)
         env.reset()
         if state == "stepping":  # half a minute long
-            env._remote._step.step.env_handle = env._remote.driver.handle
             columns = env._remote.actions.columns_of(0)
-            env._remote.actions.encode(columns, env._remote._step.step.actions)
-            env._remote.driver._stream.send(env._remote._step.SerializeToString())
+            env._remote.driver._stream.send(env._remote._steps.request(columns))
         start = time.monotonic()
         host.process.send_signal(number)
         _, err = host.process.communicate(timeout=PATIENCE_S)
