@@ -9,6 +9,7 @@ import grpc
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from client_sdk.wire import policyserver_pb2 as pb
@@ -161,6 +162,25 @@ def test_executed_actions_in_place_of_the_policys_own_are_noticed(box, steps):
         fault = faults_in(client.upload(chunk))[0]
         says = ('"actions", not "env_actions"', "log-density")
         check_fault(fault, POLICY, "chunks[0].actions", *says)
+
+
+def test_rounding_of_another_runtime_is_no_mismatch():
+    with exporting() as server:
+        with torch.no_grad():
+            *_, bias = server.built.module.pi.parameters()
+            bias += torch.tensor([500.0, 0.0])
+        server.publish(2)
+        with Uploader(server.address) as client:
+            client.fly()
+            small = (slice(None), 1)  # the logits that are near 0
+            rounded = client.chunk(1, 0, seen(0, 1, 2))
+            logits = tensor_from_proto(rounded.outputs["action_dist_inputs"])[small]
+            put(rounded.outputs["action_dist_inputs"], small, logits + 0.1)
+            client.deliver(rounded)
+            wrong = client.chunk(2, 0, seen(0, 1, 2))
+            put(wrong.outputs["action_dist_inputs"], (1, 1), logits[1] + 2.0)
+            fault = faults_in(client.upload(wrong))[0]
+            check_fault(fault, POLICY, f"chunks[0].{INPUTS}", "at step 1")
 
 
 def test_discrete_action_that_the_policy_does_not_have_is_refused():
