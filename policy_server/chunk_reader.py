@@ -139,12 +139,8 @@ class ChunkReader:
         files = self._files
         sha256 = chunk.policy_sha256
         newest = files.newest
-        if newest is None:
-            raise Fault(
-                Reason.UNKNOWN_POLICY,
-                "no policy has been published here yet; download one first (GetPolicy)",
-                f"{field}.policy_sha256",
-            )
+        if newest is None:  # uploads wait for the first one
+            raise TypeError("no policy has been published")
         if chunk.logged and not sha256:
             return newest
         file = files.find(sha256)

@@ -17,6 +17,9 @@ from policy_server.upload_gate import UploadGate
 from policy_server.uploads import UploadRecorder
 from policy_server.waiting import Waiting
 
+_FIRST_POLICY_WAIT_S = 10.0
+"""An upload that comes before the first policy waits so long for it."""
+
 
 class LocalInference:
     """What a server offers to clients that act alone.
@@ -104,7 +107,7 @@ class LocalInference:
             call: It, while it waits.
 
         Raises:
-            Fault: Nothing was taken; but with NOT_READY all was.
+            Fault: Nothing was taken; but where the answer was held, all was (NOT_READY).
         """
         if not session.local:
             raise Fault(
@@ -115,6 +118,10 @@ class LocalInference:
             )
         book, log, chunks = session.book, session.uploads, request.chunks
         self.recorder.check(request)
+        if chunks:
+            # A server that was restarted hears of its clients' experience before its first weights;
+            # only from then on it knows which files it may name.
+            await self.downloads.files.other_than(b"", _FIRST_POLICY_WAIT_S, call)
         if self.recorder.fills(chunks, starts, book, log):
             await self.gate.room(call)
         faults = self.recorder.take(chunks, starts, request.metrics, book, log)

@@ -467,6 +467,21 @@ def test_a_restarted_server_s_policy_is_taken_even_if_its_number_is_lower(kind):
             client_of_both.__exit__(None, None, None)
 
 
+def test_a_restarted_server_is_offered_again_what_it_had_before_its_first_weights_are_there(kind):
+    with serving_alone(steps_per_upload=10) as server:
+        port = int(server.address.rpartition(":")[2])
+        with connected(kind, server.address) as client:
+            play(client, 20)
+            eventually(lambda: client.stats.steps_uploaded == 20)  # nothing of it delivered
+            server.server.stop()
+            with serving_alone(first_version=None, port=port) as restarted:
+                eventually(lambda: restarted.server.stats()["downloads_waiting"] == 2, PATIENCE_S)
+                restarted.publish(1)  # as it was: its checkpoint says so
+                chunks = restarted.collect(20, timeout_s=PATIENCE_S)
+                assert rows_of(chunks) == list(range(20))
+            assert client.stats.chunks_refused == client.stats.steps_dropped == 0
+
+
 def test_another_kind_of_server_at_the_address_ends_it(kind):
     with serving_alone() as server:
         port = int(server.address.rpartition(":")[2])

@@ -275,13 +275,32 @@ def test_older_version_of_another_server_is_told_from_one_that_was_forgotten():
         check_fault(fault, Reason.UNKNOWN_POLICY, "chunks[0].policy_sha256", *says)
 
 
-def test_nothing_can_be_uploaded_before_there_is_a_policy():
+def test_upload_waits_for_the_first_policy():
+    with exporting(first_version=None) as server, Uploader(server.address) as client:
+        assert client.deliver().policy_version == 0  # without chunks it waits for nothing
+        server.publish(1)
+        client.fly()
+        chunk = client.chunk(1, 0, seen(0, 1))
+        model = server.policies.current
+    with exporting(first_version=None) as server, Uploader(server.address) as client:
+        upload = client.begin_upload(chunk)
+        eventually(lambda: server.server.stats()["downloads_waiting"] == 1)
+        server.policies.publish(model)
+        assert not upload.result().faults
+        assert [chunk.steps for chunk in server.collect(1)] == [1]
+
+
+def test_upload_that_waits_too_long_for_the_first_policy_has_left_nothing(monkeypatch):
+    monkeypatch.setattr("policy_server.local._FIRST_POLICY_WAIT_S", 0.05)
     with exporting() as other, Uploader(other.address) as client:
         client.fly()
         chunk = client.chunk(1, 0, seen(0, 1))
     with exporting(first_version=None) as server, Uploader(server.address) as client:
-        fault = faults_in(client.upload(chunk))[0]
-        check_fault(fault, Reason.UNKNOWN_POLICY, "chunks[0].policy_sha256", "no policy")
+        with refused(grpc.StatusCode.UNAVAILABLE, Reason.NOT_READY, "", "no policy yet"):
+            client.upload(chunk)
+        server.policies.publish(other.policies.current)
+        client.deliver(chunk)
+        assert [chunk.steps for chunk in server.collect(1)] == [1]
 
 
 # Limits.
