@@ -28,7 +28,8 @@ from client_sdk import PolicyClient
 
 GOAL_STEPS_PER_S = 25_000
 GOAL_TIMES_BARE = 3.0
-GOAL_CLIENT_MIB = 100.0
+GOAL_FOLLOWING_S = 0.02
+GOAL_CLIENT_MB = 100.0
 GOAL_FIRST_ACTION_S = 0.5
 _ACKNOWLEDGED_TIMEOUT_S = 30.0
 
@@ -41,7 +42,7 @@ with PolicyClient(sys.argv[1], "local") as client:
     client.get_action(client.start_episode(), np.zeros(4, np.float32))
     elapsed = time.perf_counter() - start
     rss = int(open("/proc/self/statm").read().split()[1]) * 4096
-    print(f'{{"seconds": {elapsed}, "mib": {rss / 2**20}}}')
+    print(f'{{"seconds": {elapsed}, "mb": {rss / 1e6}}}')
 """
 
 
@@ -68,25 +69,40 @@ def steps_per_s(client: PolicyClient, env: gym.Env[Any, Any], steps: int) -> flo
     before = client.stats.steps_uploaded
     start = time.perf_counter()
     done = play(client, env, steps)
-    deadline = start + _ACKNOWLEDGED_TIMEOUT_S
-    tick = threading.Event()
-    while client.stats.steps_uploaded - before < done and time.perf_counter() < deadline:
-        tick.wait(0.001)
+    _await_acknowledged(client, before + done)
     return done / (time.perf_counter() - start)
 
 
 def vector_steps_per_s(client: PolicyClient, n: int, calls: int) -> float:
-    """N environments that step together."""
+    """Likewise, of N environments that step together."""
     envs = gym.make_vec("CartPole-v1", n, vectorization_mode="sync")
+    before, done = client.stats.steps_uploaded, 0
+    observations, _ = envs.reset()
+    ended = np.zeros(n, np.bool_)
+    start = time.perf_counter()
     with client.episodes(n) as batch:
-        observations, _ = envs.reset()
         actions = batch.act(observations)
-        start = time.perf_counter()
-        for _ in range(calls):
-            actions = batch.act(*envs.step(actions)[:4])
+        for call in range(1, calls + 1):
+            observations, rewards, terminated, truncated, _ = envs.step(actions)
+            done += n - int(ended.sum())  # those that had ended are reset, which is no step
+            if call == calls:
+                truncated = ~terminated  # what is running goes up as well
+            ended = terminated | truncated
+            actions = batch.act(observations, rewards, terminated, truncated)
+        _await_acknowledged(client, before + done)
         elapsed = time.perf_counter() - start
     envs.close()
-    return calls * n / elapsed
+    return done / elapsed
+
+
+def _await_acknowledged(client: PolicyClient, steps: int) -> None:
+    deadline = time.perf_counter() + _ACKNOWLEDGED_TIMEOUT_S
+    tick = threading.Event()
+    while client.stats.steps_uploaded < steps:
+        if time.perf_counter() > deadline:
+            missing = steps - client.stats.steps_uploaded
+            raise RuntimeError(f"{missing} steps were not acknowledged")
+        tick.wait(0.001)
 
 
 def latencies(client: PolicyClient, calls: int) -> tuple[float, float]:
@@ -200,14 +216,14 @@ def following(clients: int, versions: int, hidden: int) -> dict[str, float]:
 
 
 def footprint(rounds: int) -> dict[str, float]:
-    """Medians of fresh client processes: MiB resident, seconds from import to the first action."""
+    """Medians of fresh client processes: MB resident, seconds from import to the first action."""
     found = []
     with ServerProcess() as server:
         for _ in range(rounds):
             command = [sys.executable, "-c", _FRESH_CLIENT, server.address]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout))
-    return {key: statistics.median(each[key] for each in found) for key in ("seconds", "mib")}
+    return {key: statistics.median(each[key] for each in found) for key in ("seconds", "mb")}
 
 
 def main() -> None:
@@ -267,7 +283,8 @@ def main() -> None:
             },
             {
                 "what": "set_state to first action, 256x256, p50",
-                "value": f"{one['p50_s'] * 1e3:.1f} ms",
+                "value": f"{one['p50_s'] * 1e3:.1f} ms"
+                + report.verdict(one["p50_s"] * 1e3, GOAL_FOLLOWING_S * 1e3, at_most=True),
                 "beside": f"4 clients: {four['p50_s'] * 1e3:.1f} ms",
             },
             {
@@ -283,8 +300,8 @@ def main() -> None:
             },
             {
                 "what": "client's memory",
-                "value": f"{fresh['mib']:.0f} MiB"
-                + report.verdict(fresh["mib"], GOAL_CLIENT_MIB, at_most=True),
+                "value": f"{fresh['mb']:.0f} MB"
+                + report.verdict(fresh["mb"], GOAL_CLIENT_MB, at_most=True),
                 "beside": "",
             },
         ],
