@@ -14,6 +14,7 @@ import grpc
 from client_sdk import pem
 from client_sdk.config import ServerTls, TlsConfig, is_token
 from client_sdk.errors import InvalidValueError
+from client_sdk.wire.faults import Fault, Reason
 
 TOKEN_VARIABLE = "POLICY_SERVER_TOKEN"  # noqa: S105 - its name, not its value
 """Environment variable with the bearer token, where no --token-file is given."""
@@ -148,3 +149,18 @@ def _file(text: str) -> str:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot read {text}: {error.strerror}") from None
     return text
+
+
+def token_fault(server: str, *, present: bool) -> Fault:
+    """What a server answers to a call without its token.
+
+    Args:
+        server: What it calls itself.
+        present: Whether the call carried another one.
+    """
+    said = "wrong token" if present else f"this {server} asks for a token"
+    return Fault(
+        Reason.UNAUTHENTICATED,
+        f"{said}: pass the one that the {server} was started with, as token=, by --token-file or "
+        f"in {TOKEN_VARIABLE}. On the wire it is `authorization: Bearer TOKEN`",
+    )

@@ -18,6 +18,7 @@ from typing import Any, Self
 import grpc
 
 from client_sdk.config import ServerTls, is_loopback, is_token
+from client_sdk.credentials import token_fault
 from client_sdk.env_registry import EnvRegistry
 from client_sdk.env_service import SERVICE_NAME, EnvService
 from client_sdk.env_source import EnvFunction, EnvSource
@@ -27,7 +28,7 @@ from client_sdk.listening import (
     server_options,
     write_atomically,
 )
-from client_sdk.wire.faults import ERROR_TRAILER, Fault, Reason
+from client_sdk.wire.faults import ERROR_TRAILER
 
 logger = logging.getLogger(__name__)
 
@@ -277,10 +278,7 @@ class _TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc, unused-ig
 
 
 def _refusal(handler: Any, *, present: bool) -> Any:
-    fault = Fault(
-        Reason.UNAUTHENTICATED,
-        "wrong token" if present else "this host asks for a token: authorization: Bearer TOKEN",
-    )
+    fault = token_fault("host", present=present)
 
     def refuse(_request: Any, context: Any) -> None:
         context.set_trailing_metadata(((ERROR_TRAILER, fault.to_detail().SerializeToString()),))

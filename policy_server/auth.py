@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from client_sdk.wire.faults import Fault, Reason
+from client_sdk.credentials import token_fault
 from policy_server.faults import abort
 
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
@@ -41,10 +41,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _refusal(handler: Any, *, present: bool) -> grpc.RpcMethodHandler[Any, Any]:
-    fault = Fault(
-        Reason.UNAUTHENTICATED,
-        "wrong token" if present else "this server asks for a token: authorization: Bearer TOKEN",
-    )
+    fault = token_fault("server", present=present)
 
     async def refuse_unary(_request: bytes, context: Any) -> Any:
         await abort(context, fault)

@@ -112,8 +112,8 @@ def test_a_tls_client_is_told_that_the_server_speaks_plaintext(kind, authority):
 
 def test_a_wrong_token_is_refused_at_once_inside_tls(kind, authority):
     with listening(kind, *authority.issue("localhost"), token="word") as port:
-        for token in (None, "another"):
-            with pytest.raises(UnauthenticatedError, match="token"):
+        for token, says in ((None, "asks for a token"), ("another", "wrong token")):
+            with pytest.raises(UnauthenticatedError, match=rf"{says}: .*token=, by --token-file"):
                 connect(kind, f"localhost:{port}", tls=TlsConfig(authority.file), token=token)
 
 
