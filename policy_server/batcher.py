@@ -133,7 +133,7 @@ class Batcher:
                 fault = Fault(
                     Reason.LIMIT_EXCEEDED,
                     f"the experience buffer is full ({self._buffer.capacity_steps} steps, "
-                    f"buffer_fragments) and nothing was taken for wait_timeout_s="
+                    f"buffer_fragments) and there was no room within wait_timeout_s="
                     f"{self._wait_timeout_s:g}; ask again, or set when_full='discard'",
                     retry_after_s=_RETRY_AFTER_S,
                 )

@@ -105,7 +105,7 @@ class UploadGate:
         return Fault(
             Reason.LIMIT_EXCEEDED,
             f"the experience buffer is full ({self._buffer.capacity_steps} steps, "
-            f"buffer_fragments) and nothing was taken for wait_timeout_s={self._wait_timeout_s:g}; "
+            f"buffer_fragments) and there was no room within wait_timeout_s={self._wait_timeout_s:g}; "
             "send the same upload again, or set when_full='discard'",
             retry_after_s=_RETRY_AFTER_S,
         )
