@@ -62,7 +62,8 @@ class PolicyClient(ClientBase):
         cache_dir: Local inference keeps policy files there, for the next start; processes may share
             it. None: in memory only.
         spool_dir: Local inference keeps experience there that does not fit into memory while the
-            server is away; it is gone with the process. None: in memory only.
+            server is away; it is gone with the process. The directory is made if it is not there.
+            None: in memory only.
         spool_bytes: Local inference keeps so much experience for the server at most (256 MiB if not
             given); beyond that the oldest is lost, and counted in ``stats``.
 

@@ -332,6 +332,7 @@ class Spool:
             return False
         try:
             if self._segment is None or self._segment.size_bytes >= _SEGMENT_BYTES:
+                self._directory.mkdir(parents=True, exist_ok=True)
                 fresh = _Segment(self._directory)
                 if self._segment is not None:
                     self._segment.retire()

@@ -39,7 +39,7 @@ def directory(request, tmp_path, monkeypatch):
     if request.param == "memory":
         return None
     monkeypatch.setattr("client_sdk.spool.MEMORY_BYTES", 1500)
-    return tmp_path
+    return tmp_path / "made" / "for it"
 
 
 def test_chunks_are_numbered_in_order_and_come_again_until_answered(directory):
