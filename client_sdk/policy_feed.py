@@ -168,6 +168,8 @@ class PolicyFeed:
             while not self._link.closing and self._link.failure is None:
                 try:
                     self._follow()
+                except ClosedClientError:
+                    return
                 except Exception:  # else the policy would never change again
                     logger.exception("a bug of the client")
                     self._link.pause(1.0)
@@ -193,6 +195,8 @@ class PolicyFeed:
                 backoff = Backoff()
             except (Disconnected, UnknownSessionError) as lost:
                 link.lost(connection, str(lost))
+            except ClosedClientError:
+                raise
             except DamagedPolicyError as error:
                 logger.warning("a policy did not arrive whole (%s); fetching it again", error)
                 link.pause(backoff.delay_s())
