@@ -147,14 +147,17 @@ class EnvServer:
         self._address = ""
 
     def start(self) -> str:
-        """Listen and answer.
+        """Listen and answer; once, also where it has been stopped.
 
         Returns:
             The bound address, HOST:PORT.
 
         Raises:
+            RuntimeError: It was started before.
             ServerStartError: The port is in use, or the certificates are no good.
         """
+        if self._address:
+            raise RuntimeError("this EnvServer was started before: make another")
         config = self._config
         # A Drive holds a thread for as long as it lives, and has an environment at least.
         threads = config.max_envs + config.max_watchers + _SPARE_THREADS

@@ -14,6 +14,7 @@ import pytest
 from client_sdk import RemoteEnv, RemoteVectorEnv
 from client_sdk.config import Address
 from client_sdk.env_connection import EnvConnection
+from client_sdk.env_server import EnvServer, EnvServerConfig
 from client_sdk.errors import (
     ClosedClientError,
     ConcurrentUseError,
@@ -131,6 +132,29 @@ def test_when_one_of_many_cannot_be_made_the_others_are_closed():
     with hosting(script.make) as host, pytest.raises(EnvironmentFailedError, match="full"):
         RemoteVectorEnv(host.address, num_envs=4)
     assert script.count("close") == 2
+
+
+def test_when_one_of_many_raises_all_of_them_are_closed_and_nobody_elses():
+    script = Script()
+    with (
+        hosting(script.make) as host,
+        RemoteEnv(host.address) as other,
+        RemoteVectorEnv(host.address, num_envs=3) as envs,
+    ):
+        other.reset()
+        envs.reset()
+        script.then["step"] = lambda: (
+            raises(ValueError("fell"))() if script.count("step") > 1 else 0
+        )
+        with pytest.raises(EnvironmentFailedError, match="failed in step: ValueError: fell"):
+            envs.step([0, 0, 0])
+        wait_for(lambda: script.count("close") == 3)
+        del script.then["step"]
+        with pytest.raises(EnvironmentLostError, match="has closed it"):
+            envs.step([0, 0, 0])
+        other.step(0)
+        envs.reset()
+        assert envs.step([0, 0, 0])[1].tolist() == [1.0] * 3
 
 
 def test_an_environment_that_raises_in_close_is_gone_all_the_same():
@@ -496,6 +520,17 @@ def test_an_environment_that_is_forgotten_warns_and_is_closed_on_the_host(kind):
         with pytest.warns(ResourceWarning, match="was never closed"):
             holder.clear()
         wait_for(lambda: host.open_envs == 0)
+
+
+def test_a_host_is_started_once():
+    server = EnvServer("CartPole-v1", EnvServerConfig(port=0))
+    server.start()
+    with pytest.raises(RuntimeError, match="make another"):
+        server.start()
+    server.stop()
+    server.stop()
+    with pytest.raises(RuntimeError, match="make another"), server:
+        pass
 
 
 def test_stopping_a_host_waits_for_its_environments_to_close():
