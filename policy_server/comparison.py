@@ -59,6 +59,8 @@ class CompareOptions:
 def compare(options: CompareOptions, say: Callable[[str], None] = print) -> None:
     """Train in all ways, seed by seed; print a table, write JSON and a picture.
 
+    The JSON is written anew after each training, so that a failure costs no more than one.
+
     Args:
         options: What was asked for.
         say: Prints a line.
@@ -80,11 +82,10 @@ def compare(options: CompareOptions, say: Callable[[str], None] = print) -> None
         for way in options.ways[first:] + options.ways[:first]:
             runs.append({"way": way, "seed": seed, **_train(way, seed, options)})
             say(_told(runs[-1]))
-    rows = [_row(way, [run for run in runs if run["way"] == way]) for way in options.ways]
+            _write(options, runs)  # each time: the next training may fail
     say("")
-    for line in table(rows):
+    for line in table(_rows(options, runs)):
         say(line)
-    _write(options, rows, runs)
     from policy_server.comparison_picture import draw_comparison
 
     picture = options.out / "comparison.png"
@@ -140,6 +141,12 @@ def _told(run: dict[str, Any]) -> str:
     )
 
 
+def _rows(options: CompareOptions, runs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """The lines of the table; none for a way that was not trained yet."""
+    done = {way: [run for run in runs if run["way"] == way] for way in options.ways}
+    return [_row(way, its_runs) for way, its_runs in done.items() if its_runs]
+
+
 def _row(way: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     """One line of the table: medians, and the spread where it matters."""
 
@@ -179,9 +186,7 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
     ]
 
 
-def _write(
-    options: CompareOptions, rows: Sequence[dict[str, str]], runs: Sequence[dict[str, Any]]
-) -> None:
+def _write(options: CompareOptions, runs: Sequence[dict[str, Any]]) -> None:
     document = {
         "command": f"policy-server compare --ways {' '.join(options.ways)} "
         f"--seeds {options.seeds} --stop-return {options.stop_return:g} "
@@ -189,7 +194,7 @@ def _write(
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, Ray {metadata.version('ray')}",
-        "summary": list(rows),
+        "summary": _rows(options, runs),
         "runs": list(runs),
     }
     path = options.out / "comparison.json"

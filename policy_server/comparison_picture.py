@@ -35,6 +35,8 @@ def draw_comparison(
     ):
         for color, (way, name) in zip(itertools.cycle(_COLORS), names.items(), strict=False):
             curves = [_curve(run, key, unit) for run in runs if run["way"] == way]
+            if not all(len(x) for x, _ in curves):  # too short to have seen episodes end
+                continue
             x, returns = _aligned(curves)
             axes.fill_between(
                 x, returns.min(axis=0), returns.max(axis=0), color=color, alpha=0.12, linewidth=0
@@ -44,7 +46,10 @@ def draw_comparison(
         style.clean(axes)
         axes.set_xlabel(label, color=style.MUTED)
     by_time.set_ylabel("mean episode return", color=style.MUTED)
-    by_steps.legend(loc="lower right", frameon=False, labelcolor=style.MUTED, fontsize=9)
+    handles, _ = by_steps.get_legend_handles_labels()  # maybe none
+    by_steps.legend(
+        handles=handles, loc="lower right", frameon=False, labelcolor=style.MUTED, fontsize=9
+    )
     seeds = len({run["seed"] for run in runs})
     style.title(figure, "PPO on CartPole-v1, one way to the environment beside the other")
     by_time.set_title(
@@ -61,13 +66,19 @@ def _curve(
     run: Mapping[str, Any], key: str, unit: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     known = [point for point in run["curve"] if point["mean_return"] is not None]
-    x = [point[key] / unit for point in known]
-    return np.array([0.0, *x]), np.array([0.0, *(point["mean_return"] for point in known)])
+    return (
+        np.array([point[key] / unit for point in known]),
+        np.array([point["mean_return"] for point in known]),
+    )
 
 
 def _aligned(
     curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One x for all seeds, and their returns there [seeds, x]; who has ended stays as it was."""
-    x = np.linspace(0.0, max(float(at[-1]) for at, _ in curves), _POINTS)
+    """One x for all seeds, and their returns there [seeds, x]; who has ended stays as it was.
+
+    It begins where the first return of each is known.
+    """
+    first, last = (max(float(at[end]) for at, _ in curves) for end in (0, -1))
+    x = np.linspace(first, last, _POINTS)
     return x, np.stack([np.interp(x, at, returns) for at, returns in curves])

@@ -42,11 +42,34 @@ def test_comparison_trains_in_each_way_and_tells_what_it_cost(tmp_path, capsys):
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_training_that_fails_ends_the_comparison_with_its_last_words(tmp_path, capsys, monkeypatch):
-    (tmp_path / "remote.py").write_text("raise SystemExit('no such luck')")
+@pytest.fixture
+def brief(tmp_path, monkeypatch):
+    """A way whose training ends before its first episode does."""
+    report = {"reached": False, "wall_s": 1.0, "env_steps_per_s": 9.0, "env_steps": 9}
+    report |= {"messages": 0, "bytes": 0, "cpu_s": 0.1}
+    report["curve"] = [{"wall_s": 1.0, "env_steps": 9, "mean_return": None}]
+    program = f"import pathlib, sys; pathlib.Path(sys.argv[-1]).write_text({json.dumps(report)!r})"
+    (tmp_path / "remote.py").write_text(program)
     monkeypatch.setattr(comparison, "EXAMPLES", tmp_path)
-    assert cli.main(["compare", "--ways", "remote", "--out", str(tmp_path / "out")]) == 1
-    assert re.search(r"remote, seed 1: failed \(1\)\nno such luck", capsys.readouterr().err)
+
+
+def test_trainings_too_short_for_a_return_are_told_all_the_same(tmp_path, capsys, brief):
+    out = tmp_path / "out"
+    assert cli.main(["compare", "--ways", "remote", "--seeds", "1", "--out", str(out)]) == 0
+    assert "0/1" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"comparison.json", "comparison.png"}
+
+
+def test_training_that_fails_ends_the_comparison_and_leaves_what_was_measured(
+    tmp_path, capsys, brief
+):
+    (tmp_path / "local.py").write_text("raise SystemExit('no such luck')")
+    out = tmp_path / "out"
+    assert cli.main(["compare", "--ways", "remote", "local", "--out", str(out)]) == 1
+    assert re.search(r"local, seed 1: failed \(1\)\nno such luck", capsys.readouterr().err)
+    document = json.loads((out / "comparison.json").read_text())
+    assert [run["way"] for run in document["runs"]] == ["remote"]
+    assert len(document["summary"]) == 1
 
 
 def test_without_the_examples_it_says_what_it_needs(tmp_path, capsys, monkeypatch):
