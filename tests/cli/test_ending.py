@@ -73,6 +73,17 @@ grandchild.wait()
 with Ending() as ending, ending.at_once():
     subprocess.run([sys.executable, "-c", CHILD])
 """
+ENDS_FOR_EVER = """
+import atexit, threading
+from policy_server.ending import Ending
+atexit.register(threading.Event().wait, 60)
+with Ending(grace_s=0.5):
+    try:
+        print("ready", flush=True)
+        threading.Event().wait(60)
+    except KeyboardInterrupt:
+        pass
+"""
 AFTERWARDS = """
 import signal, sys, threading
 from policy_server.ending import Ending
@@ -143,7 +154,7 @@ def test_after_that_a_signal_lets_the_process_clean_up_again():
     assert code == 143
 
 
-@pytest.mark.parametrize("code", [STUCK, CLEANS_FOR_EVER])
+@pytest.mark.parametrize("code", [STUCK, CLEANS_FOR_EVER, ENDS_FOR_EVER])
 def test_process_that_does_not_react_is_ended(code):
     status, _, elapsed_s = run(code, signal.SIGTERM)
     assert status == 143

@@ -156,6 +156,11 @@ def reach_waiting(stack, *arguments):
     return run
 
 
+def reach_waiting_alone(stack, *arguments):
+    """With the server in the training process."""
+    return reach_waiting(stack, "--num-env-runners", "0", *arguments)
+
+
 def reach_training(stack, *arguments):
     run = reach_waiting(stack, *arguments)
     stack.enter_context(simulators(run.wait_for(LISTENING).group(1)))
@@ -177,6 +182,7 @@ def reach_start(stack, *arguments):
 def reach_stuck(where):
     def reach(stack, *arguments):
         config = ("--config", f"tests.cli.stuck:{where}", "--checkpoint-every", "1")
+        arguments = (*arguments, "--num-env-runners", "0")  # starts sooner
         run = stack.enter_context(training(*config, *arguments))
         stack.enter_context(simulators(run.wait_for(LISTENING).group(1)))
         run.wait_for(f"^stuck in {where}$")
@@ -190,11 +196,11 @@ def reach_stuck(where):
     [
         pytest.param(reach_start, signal.SIGINT, id="starting-SIGINT"),
         pytest.param(reach_start, signal.SIGTERM, id="starting-SIGTERM"),
+        # From here on both signals take the same way.
         pytest.param(reach_waiting, signal.SIGINT, id="waiting-SIGINT"),
-        pytest.param(reach_waiting, signal.SIGTERM, id="waiting-SIGTERM"),
-        pytest.param(reach_training, signal.SIGINT, id="training-SIGINT"),
+        pytest.param(reach_waiting_alone, signal.SIGTERM, id="waiting-alone-SIGTERM"),
         pytest.param(reach_training, signal.SIGTERM, id="training-SIGTERM"),
-        pytest.param(reach_stuck("learning"), signal.SIGTERM, id="learning-SIGTERM"),
+        pytest.param(reach_stuck("learning"), signal.SIGINT, id="learning-SIGINT"),
         pytest.param(reach_stuck("checkpointing"), signal.SIGTERM, id="checkpointing-SIGTERM"),
     ],
 )
