@@ -20,6 +20,7 @@ from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from tests.runner.support import simulating
+from tests.server.talk import program
 from tests.training.support import address_of, building, over_cartpole
 
 
@@ -197,6 +198,44 @@ def test_whole_episodes_can_be_learnt_from(ray_session):
         for _ in range(2):
             result = algo.train()
     assert result["env_runners"]["num_env_steps_sampled"] >= 100
+
+
+# Acts alone for some steps, and is gone in the middle of an episode.
+DYING = """
+import os, sys
+import numpy as np
+from client_sdk import PolicyClient
+episode = PolicyClient(sys.argv[1], "local").episode()
+for step in range(130):
+    episode.act(np.full(4, 0.01 * step, np.float32), float(step > 0))
+os._exit(0)
+"""
+
+
+def test_clients_that_die_in_the_middle_of_an_iteration_do_not_stop_it(ray_session):
+    over = threading.Event()
+    clients = []
+
+    def come_and_go(address):
+        while not over.is_set():
+            with program(DYING, address) as client:
+                clients.append(client)
+                client.wait(100)
+
+    with building(_small_ppo()) as algo:
+        coming = threading.Thread(target=come_and_go, args=(address_of(algo),))
+        coming.start()
+        try:
+            for _ in range(3):
+                result = algo.train()
+        finally:
+            over.set()
+            while coming.is_alive():  # the last one is held
+                clients[-1].kill()
+                coming.join(0.1)
+    assert len(clients) > 1
+    assert result["env_runners"]["policy_server"]["policy_version"] == 2
+    assert result["env_runners"]["policy_server"]["handover_errors"] == 0
 
 
 def test_a_callback_that_raises_does_not_end_the_training(ray_session):
