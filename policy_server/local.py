@@ -5,7 +5,7 @@ Loop thread only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
@@ -91,6 +91,16 @@ class LocalInference:
         self.downloads.files.cancel(fault)
         self.gate.cancel(fault)
 
+    async def _files_are_known(self, chunks: Sequence[pb.Chunk], call: Waiting) -> None:
+        """Wait for the first weights, and the checkpoint's, of a server that was restarted.
+
+        Its clients are back sooner, with experience of policies that it is about to publish again.
+        """
+        files = self.downloads.files
+        await files.other_than(b"", _FIRST_POLICY_WAIT_S, call)
+        unknown = [each for each in chunks if files.find(each.policy_sha256) is None]
+        await files.restored(max((each.policy_version for each in unknown), default=0), call)
+
     async def upload(
         self,
         session: Session,
@@ -119,9 +129,7 @@ class LocalInference:
         book, log, chunks = session.book, session.uploads, request.chunks
         self.recorder.check(request)
         if chunks:
-            # A server that was restarted hears of its clients' experience before its first weights;
-            # only from then on it knows which files it may name.
-            await self.downloads.files.other_than(b"", _FIRST_POLICY_WAIT_S, call)
+            await self._files_are_known(chunks, call)
         if self.recorder.fills(chunks, starts, book, log):
             await self.gate.room(call)
         faults = self.recorder.take(chunks, starts, request.metrics, book, log)

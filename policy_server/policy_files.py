@@ -7,6 +7,7 @@ needs that was made with them: which version it was, and how the learner sees it
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from policy_server.learner_view import LearnerView
 
 _RETRY_AFTER_S = 0.1
+_RESTORING_S = 5.0
+"""A training that resumes publishes new weights first, and so much later at most its checkpoint's."""
 _MAX_KEPT_BYTES = 64 * 1024 * 1024
 """Of files that stay loaded; each costs about twice its size."""
 _LEAST_KEPT = 2
@@ -74,6 +77,7 @@ class PolicyFiles:
         self._kept: deque[PolicyFile] = deque()
         self._kept_bytes = 0
         self._waits: set[Waiting] = set()
+        self._restored_by = 0.0
         self.newest: PolicyFile | None = None
         self.forgotten_version = -1
 
@@ -81,6 +85,8 @@ class PolicyFiles:
         """A version was published; one that is no news is ignored."""
         if self.newest is not None and exported.version <= self.newest.version:
             return
+        if self.newest is None:
+            self._restored_by = time.monotonic() + _RESTORING_S
         self.newest = self._files[exported.sha256] = PolicyFile(exported)
         if len(self._files) > self._max_remembered:
             _, forgotten = self._files.popitem(last=False)
@@ -144,3 +150,23 @@ class PolicyFiles:
                 retry_after_s=_RETRY_AFTER_S,
             )
         return self.newest
+
+    async def restored(self, version: int, wait: Waiting) -> None:
+        """Wait for a version of a server before this one, while it may still come from a checkpoint.
+
+        Args:
+            version: That the caller has heard of.
+            wait: The call that this is for.
+
+        Raises:
+            Fault: What the call was ended with.
+        """
+        while self.newest is not None and version > self.newest.version:
+            left_s = self._restored_by - time.monotonic()
+            if left_s <= 0:
+                return
+            self._waits.add(wait)
+            try:
+                await wait.news(left_s)
+            finally:
+                self._waits.discard(wait)

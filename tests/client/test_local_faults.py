@@ -444,7 +444,8 @@ def test_a_server_that_stays_away_does_not_keep_the_client_from_closing(kind, ca
     assert "last 3 steps" in caplog.text
 
 
-def test_a_restarted_server_s_policy_is_taken_even_if_its_number_is_lower(kind):
+def test_a_restarted_server_s_policy_is_taken_even_if_its_number_is_lower(kind, monkeypatch):
+    monkeypatch.setattr("policy_server.policy_files._RESTORING_S", 0.1)
     with serving_alone(first_version=7) as server:
         port = int(server.address.rpartition(":")[2])
         client_of_both = connected(kind, server.address)

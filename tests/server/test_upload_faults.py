@@ -290,6 +290,20 @@ def test_upload_waits_for_the_first_policy():
         assert [chunk.steps for chunk in server.collect(1)] == [1]
 
 
+def test_upload_waits_for_the_policy_of_a_checkpoint_that_is_being_restored():
+    with exporting() as server, Uploader(server.address) as client:
+        server.publish(3)
+        client.fly()
+        chunk = client.chunk(1, 0, seen(0, 1))
+        model = server.policies.current
+    with exporting(first_version=1) as server, Uploader(server.address) as client:
+        upload = client.begin_upload(chunk)
+        eventually(lambda: server.server.stats()["downloads_waiting"] == 1)
+        server.policies.publish(model)
+        assert not upload.result().faults
+        assert [chunk.steps for chunk in server.collect(1)] == [1]
+
+
 def test_upload_that_waits_too_long_for_the_first_policy_has_left_nothing(monkeypatch):
     monkeypatch.setattr("policy_server.local._FIRST_POLICY_WAIT_S", 0.05)
     with exporting() as other, Uploader(other.address) as client:
