@@ -73,6 +73,10 @@ class PolicyServerConfig:
     sample_wait_s: float = 3.0
     """``sample()`` returns what is there after this long."""
 
+    awaits_checkpoint: bool = False
+    """A checkpoint is restored after the start: the weights that RLlib begins with (number 0), random
+    ones, are not served."""
+
     lease_s: float = 30.0
     """A session that nobody named for this long ends; its episodes are truncated."""
     max_sessions: int = 1024
@@ -131,6 +135,7 @@ class PolicyServerConfig:
             "while_learning",
             '"auto", "hold" or "serve"',
         )
+        check(isinstance(given["awaits_checkpoint"], bool), "awaits_checkpoint", "True or False")
         check(self.when_full in ("wait", "discard"), "when_full", '"wait" or "discard"')
         if self.max_policy_lag not in (None, "auto"):
             check_number(

@@ -370,7 +370,8 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
 
         RLlib's number of the weights is followed, except that the version of a policy never goes
         back: a lower number means that a checkpoint was restored, and its weights become the next
-        version. Number 0, or none, is always published; the number served already is no news.
+        version. Number 0, or none, is always published, unless it is a checkpoint's weights that
+        are to be the first; the number served already is no news.
 
         Args:
             state: What ``get_state`` gives, or parts of it; the weights may be an object ref.
@@ -414,7 +415,8 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         self._refused_seq_no = 0
         if seq_no:
             self._weights_seq_no = seq_no
-        if self._server is not None:
+        awaited = self._server_config.awaits_checkpoint and self._policies.current is None
+        if self._server is not None and not (awaited and seq_no == 0):
             self._publish(self._server, seq_no)
 
     def _refuse(self, seq_no: int, broken: str) -> None:

@@ -174,6 +174,11 @@ class _Run:
 
     def start(self, display: Display) -> None:
         """Build the algorithm, restore it if asked to, and say where simulators connect."""
+        latest = None
+        if self._options.resume and self._checkpoints is not None:
+            latest = self._checkpoints.latest()
+        if latest is not None:
+            _await_checkpoint(self._config)
         _leave_a_core_to_the_server()
         quiet = contextlib.nullcontext(Noise()) if _debugging() else quiet_start()
         with _Overheard() as overheard, quiet as noise:
@@ -183,12 +188,13 @@ class _Run:
                 # The tracebacks of three processes say no more than this line.
                 noise.wanted = not overheard.text
                 raise _explained(error, overheard.text) from error
-        resumed = self._restore(algo) if self._options.resume else None
+        if latest is not None:
+            self._restore(algo, latest)
         for address, engine in _servers(algo):
             display.say(f"policy server listening on {address}")
             display.say(f"acting by {engine}")
         if self._options.resume:
-            display.say(f"resumed from {resumed}" if resumed else "nothing to resume: starting new")
+            display.say(f"resumed from {latest}" if latest else "nothing to resume: starting new")
 
     def learn(self, display: Display) -> None:
         """Train, show, and write checkpoints until a goal is reached."""
@@ -271,10 +277,7 @@ class _Run:
                 raise TrainingError(message) from error
             display.say(f"{message}; training goes on, the checkpoint before it is intact")
 
-    def _restore(self, algo: Algorithm) -> Path | None:
-        latest = self._checkpoints.latest() if self._checkpoints is not None else None
-        if latest is None:
-            return None
+    def _restore(self, algo: Algorithm, latest: Path) -> None:
         try:
             algo.restore_from_path(latest.absolute())
             history = json.loads((latest / _HISTORY).read_text(encoding="utf-8"))
@@ -286,7 +289,12 @@ class _Run:
         algo.env_runner_group.sync_weights(
             from_worker_or_learner_group=algo.learner_group, inference_only=True
         )
-        return latest
+
+
+def _await_checkpoint(config: AlgorithmConfig) -> None:
+    """Let simulators, which may be waiting already, act by the checkpoint's weights only."""
+    server = dataclasses.replace(server_config_of(config), awaits_checkpoint=True)
+    config.environment(env_config={**config.env_config, **server.to_env_config()})
 
 
 def _leave_a_core_to_the_server() -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.faults import Reason
-from policy_server import cli
+from policy_server import PolicyServerConfig, cli
+from policy_server.restored import restore
 from tests.server.talk import Talker, fault_in
 
 pytestmark = pytest.mark.timeout(240)
@@ -144,6 +145,9 @@ def test_training_reaches_its_goal_and_resumes_where_it_stopped(tmp_path):
     assert steps[-1] >= 2500
     assert not any(re.match(r"iteration +[123] ", line) for line in second.lines)
     assert version_after(second.lines, 4) > version_after(first.lines, 3)
+    # Nobody was served the random weights that RLlib began with the second time.
+    resumed = restore(tmp_path).config
+    assert PolicyServerConfig.from_env_config(resumed.env_config).awaits_checkpoint
     # And what has been learnt can be taken along.
     assert cli.main(["export", str(tmp_path), str(tmp_path / "policy.onnx")]) == 0
     policy = OnnxPolicy((tmp_path / "policy.onnx").read_bytes())

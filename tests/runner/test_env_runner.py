@@ -206,6 +206,18 @@ def test_the_first_policy_comes_with_the_first_weights():
         runner.stop()
 
 
+def test_weights_that_rllib_begins_with_are_not_served_where_a_checkpoint_is_awaited():
+    config = ppo_config({"awaits_checkpoint": True})
+    runner = PolicyServerEnvRunner(config=config, worker_index=0, num_workers=0)
+    try:
+        runner.set_state(_weights(runner, 0))
+        assert runner._policies.current is None
+        runner.set_state(_weights(runner, 57))
+        assert _version(runner) == 57
+    finally:
+        runner.stop()
+
+
 def test_versions_follow_rllibs_numbers():
     with running(ppo_config()) as runner:
         for seq_no in (1, 2, 5):

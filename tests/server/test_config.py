@@ -30,6 +30,7 @@ BAD_VALUES = {
     "host": [7, ""],
     "while_learning": ["maybe", None],
     "when_full": ["drop", True],
+    "awaits_checkpoint": [1, "yes", None],
     "max_policy_lag": [-1, "many", 1.5],
     "buffer_fragments": [0.5, math.nan, math.inf, "2"],
     "drain_s": [-1.0, math.nan, math.inf],
