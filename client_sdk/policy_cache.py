@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,8 @@ FILES_KEPT: Final = 8
 _SUFFIX: Final = ".onnx"
 _PREFIX: Final = "policy-"
 _TEMPORARY: Final = ".partial-"
+_ABANDONED_S: Final = 3600.0
+"""Nobody writes for so long: what is not finished by then was left behind by a crash."""
 
 
 class PolicyCache:
@@ -83,6 +86,10 @@ class PolicyCache:
                 ages.append((path.stat().st_mtime, path))
         for _, path in sorted(ages, reverse=True)[FILES_KEPT:]:
             path.unlink(missing_ok=True)
+        for path in directory.glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _ABANDONED_S:
+                    path.unlink()
 
     def _warn(self, doing: str, error: OSError) -> None:
         if not self._warned:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from client_sdk.policy_cache import FILES_KEPT, PolicyCache
+from tests.server.talk import eventually
 
 
 def sha256(model):
@@ -89,9 +90,33 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_crash_while_writing_leaves_whole_files_and_nothing_for_long(tmp_path):
+    script = (
+        "import hashlib, itertools, pathlib, sys\n"
+        "from client_sdk.policy_cache import PolicyCache\n"
+        "cache = PolicyCache(pathlib.Path(sys.argv[1]))\n"
+        "for number in itertools.count():\n"
+        "    model = bytes([number % 256]) * 20_000_000\n"
+        "    cache.put(hashlib.sha256(model).digest(), model)\n"
+        "    print(number, flush=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        eventually(lambda: list(tmp_path.glob(".partial-*")))
+        writer.kill()
+    for file in tmp_path.glob("policy-*.onnx"):
+        assert f"policy-{sha256(file.read_bytes()).hex()}.onnx" == file.name
+    for left in tmp_path.glob(".partial-*"):
+        os.utime(left, (0, 0))
+    PolicyCache(tmp_path).put(sha256(b"model"), b"model")
+    assert not list(tmp_path.glob(".partial-*"))
+
+
 def _write_and_read(directory, seed):
     cache = PolicyCache(directory)
-    for number in range(200):
+    for number in range(50):
         model = bytes([(number * seed) % 11]) * 10_000
         cache.put(sha256(model), model)
         found = cache.get(sha256(model))
