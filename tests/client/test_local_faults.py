@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
+from client_sdk import Timeouts
 from client_sdk.errors import LimitExceededError, SpaceMismatchError
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
@@ -436,7 +437,8 @@ def test_beyond_its_bound_the_oldest_experience_is_lost_and_counted(
 
 
 def test_a_server_that_stays_away_does_not_keep_the_client_from_closing(kind, caplog):
-    with serving_alone() as server, connected(kind, server.address) as client:
+    hasty = Timeouts(connect_s=3.0, close_s=0.3)
+    with serving_alone() as server, connected(kind, server.address, timeouts=hasty) as client:
         play(client, 3)
         server.collect(3)
         server.server.stop()
