@@ -33,6 +33,7 @@ MANY = 64
 IMAGE_BYTES = 84 * 84 * 4
 
 GOAL_TIMES_UNARY = 1.5
+GOAL_TIMES_REMOTE_GYM = 2
 GOAL_TIMES_UNARY_MANY = 20
 GOAL_OF_IN_PROCESS = 0.4
 GOAL_TIMES_ECHO = 1.5
@@ -175,6 +176,7 @@ def main() -> None:
     said += report.verdict(figures["times_unary"], GOAL_TIMES_UNARY)
     if remote_gym is not None:
         said += f", {figures['times_remote_gym']:.1f} x remote-gym"
+        said += report.verdict(figures["times_remote_gym"], GOAL_TIMES_REMOTE_GYM)
     table("One CartPole, one step per message", one, {"RemoteEnv": said})
     said = f"{figures['times_unary_many']:.1f} x unary"
     said += report.verdict(figures["times_unary_many"], GOAL_TIMES_UNARY_MANY)
