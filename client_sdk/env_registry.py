@@ -94,7 +94,10 @@ class EnvRegistry:
         return handle
 
     def newest(self, timeout_s: float) -> EnvHandle | None:
-        """Whichever was made last and is open; None: none was made in time."""
+        """Whichever was made last and is open, of those that render if any does.
+
+        None: none was made in time.
+        """
 
         def open_ones() -> list[EnvHandle]:
             return [handle for handle in self._handles.values() if not handle.closed]
@@ -102,6 +105,7 @@ class EnvRegistry:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or bool(open_ones()), timeout_s)
             found = open_ones()
+            found = [handle for handle in found if handle.hosted.renders] or found
             return found[-1] if found else None
 
     def close(self, handle_id: str) -> None:

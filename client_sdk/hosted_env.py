@@ -64,6 +64,7 @@ class HostedEnv:
         observation_space: Of one environment.
         action_space: Of one environment.
         metadata: Of the first environment.
+        renders: Whether ``render`` works, once reset. Any thread.
         n: How many.
     """
 
@@ -97,6 +98,7 @@ class HostedEnv:
         self.observation_space = first.observation_space
         self.action_space = first.action_space
         self.metadata: Mapping[str, Any] = first.metadata or {}
+        self.renders = first.render_mode == "rgb_array"
         for env in self._envs[1:]:
             if (env.observation_space, env.action_space) != (
                 self.observation_space,
@@ -257,11 +259,6 @@ class HostedEnv:
                 ValueError(f"expected uint8 [height, width, 3], got {frame.dtype} {frame.shape}"),
             )
         return frame
-
-    @property
-    def renders(self) -> bool:
-        """Whether ``render`` works, once reset."""
-        return self._envs[0].render_mode == "rgb_array"
 
     def close(self) -> None:
         """Close all of them, whatever one of them says to it."""

@@ -212,6 +212,18 @@ def test_a_watcher_may_come_first_and_stays_for_the_next_environment():
         assert len(seen) == 2
 
 
+def test_a_watcher_sees_what_is_rendered_beside_what_is_not():
+    with (
+        hosting(Mixed) as host,
+        RemoteEnv(host.address, render_mode="rgb_array") as env,
+        RemoteEnv(host.address) as newer,
+    ):
+        env.reset(seed=1, options={"from": 7})
+        newer.reset(seed=1)
+        with Watcher(host.address) as watcher:
+            assert watcher.next()[0, 0, 0] == 7
+
+
 def test_a_watched_handle_that_closes_ends_its_stream():
     with hosting(Mixed) as host, RemoteEnv(host.address, render_mode="rgb_array") as env:
         env.reset(seed=1)
