@@ -117,6 +117,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
 
         env_config = dict(self.config.env_config)
         self._server_config = PolicyServerConfig.from_env_config(env_config)
+        _check_port(self.config.num_env_runners, self._server_config.port)
         self._observation_space, self._action_space = _spaces(self.config, kwargs.get("spaces"))
         self._semantics = resolve(self.config, self._server_config, self.worker_index)
 
@@ -499,6 +500,15 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         return use_exact_filters(
             self.config.build_env_to_module_connector(spaces=spaces),
             reports=self.worker_index > 0,
+        )
+
+
+def _check_port(runners: int, port: int) -> None:
+    if runners > 1 and port != 0:
+        raise ValueError(
+            f"num_env_runners={runners} with port={port}: each env runner is a server of its own, "
+            "and only one can listen there. Use num_env_runners=1; or port=0, and tell each "
+            "simulator the address of one of them."
         )
 
 

@@ -478,6 +478,12 @@ def test_a_port_in_use_is_named():
             PolicyServerEnvRunner(config=ppo_config({"port": port}), worker_index=0)
 
 
+def test_several_servers_on_one_port_are_refused():
+    config = ppo_config({"port": 9900}, num_env_runners=2)
+    with pytest.raises(ValueError, match=r"num_env_runners=2 with port=9900.*num_env_runners=1"):
+        PolicyServerEnvRunner(config=config, worker_index=1)
+
+
 def test_stopping_twice_is_fine_and_releases_who_is_held():
     with running(ppo_config()) as runner:
         client = PolicyClient(runner.address, timeouts=Timeouts(reconnect_s=0.2))
