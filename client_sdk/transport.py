@@ -282,7 +282,8 @@ def error_of_status(
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return UnauthenticatedError(f"the server refuses this client: {text}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return LimitExceededError(text)
+        # gRPC's own words, which name sizes at most.
+        return LimitExceededError(f"{text}. What it receives is limited by its max_message_bytes")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return IncompatibleProtocolError(
             f"whatever answers there does not offer this service: {text}"

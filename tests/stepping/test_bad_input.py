@@ -238,6 +238,17 @@ def test_too_many_environments_are_refused_with_the_setting(script):
             assert host.open_envs == 3
 
 
+def test_a_request_that_is_too_large_names_its_size_and_the_limit_and_the_setting(script):
+    with hosting(script.make, max_message_bytes=10_000) as host:
+        with RemoteEnv(host.address) as env:
+            with pytest.raises(LimitExceededError, match=r"vs\. 10000.*max_message_bytes"):
+                env.reset(options={"map": "#" * 10_000})
+            env.reset(options={"map": "#" * 1_000})
+            env.step(0)
+        with pytest.raises(LimitExceededError, match="max_message_bytes"):
+            RemoteEnv(host.address, kwargs={"map": "#" * 10_000})
+
+
 @pytest.mark.parametrize("token", [None, "guess"])
 def test_a_wrong_token_is_refused_at_once(script, token):
     with hosting(script.make, token="word") as host:
