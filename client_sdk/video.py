@@ -104,6 +104,9 @@ class VideoFile:
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
     """What is started within never hears a terminal's Ctrl-C: it ends when its input does."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where imageio sees to it
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

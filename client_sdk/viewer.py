@@ -63,7 +63,7 @@ class Viewer:
             raise ServiceError(f"no window can be opened here: {error}") from error
         self._clock = self._clock or pygame.time.Clock()
         # Without a display SDL draws into memory, and does not say so.
-        if pygame.display.get_driver() == "offscreen" and not os.environ.get("SDL_VIDEODRIVER"):
+        if pygame.display.get_driver() == "offscreen":
             logger.warning("there is no display here: nobody sees these frames")
 
     @property
