@@ -51,7 +51,7 @@ _SAC_NET = {
 }
 _SAC = (
     *("--algo", "SAC", "--set=actor_lr=0.001", "--set=critic_lr=0.001", "--set=alpha_lr=0.001"),
-    *("--set=train_batch_size_per_learner=128", "--set=training_intensity=64", "--set=n_step=1"),
+    *("--set=train_batch_size_per_learner=64", "--set=training_intensity=32", "--set=n_step=1"),
     *("--set=num_steps_sampled_before_learning_starts=500", "--set=min_time_s_per_iteration=0"),
     *("--set=min_sample_timesteps_per_iteration=800", f"--set=model_config={json.dumps(_SAC_NET)}"),
 )
