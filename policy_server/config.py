@@ -75,7 +75,8 @@ class PolicyServerConfig:
 
     awaits_checkpoint: bool = False
     """A checkpoint is restored after the start: the weights that RLlib begins with (number 0), random
-    ones, are not served."""
+    ones, are not served. Where the checkpoint's may have that number, too, call the runners'
+    ``checkpoint_restored`` after them."""
 
     lease_s: float = 30.0
     """A session that nobody named for this long ends; its episodes are truncated."""

@@ -420,6 +420,14 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         if self._server is not None and not (awaited and seq_no == 0):
             self._publish(self._server, seq_no)
 
+    def checkpoint_restored(self) -> None:
+        """Serve the weights there are, whatever their number: what ``awaits_checkpoint`` awaits.
+
+        A checkpoint from before the learner's first update has number 0, too.
+        """
+        if self._server is not None and self._policies.current is None:
+            self._publish(self._server, self._weights_seq_no)
+
     def _refuse(self, seq_no: int, broken: str) -> None:
         self._refused_seq_no = seq_no
         message = f"weights {seq_no} are not finite ({broken}): the last good ones are kept"

@@ -289,6 +289,7 @@ class _Run:
         algo.env_runner_group.sync_weights(
             from_worker_or_learner_group=algo.learner_group, inference_only=True
         )
+        algo.env_runner_group.foreach_env_runner("checkpoint_restored")
 
 
 def _await_checkpoint(config: AlgorithmConfig) -> None:

@@ -218,6 +218,22 @@ def test_weights_that_rllib_begins_with_are_not_served_where_a_checkpoint_is_awa
         runner.stop()
 
 
+def test_a_checkpoint_from_before_the_first_update_is_served_once_it_is_restored():
+    config = ppo_config({"awaits_checkpoint": True})
+    runner = PolicyServerEnvRunner(config=config, worker_index=0, num_workers=0)
+    try:
+        runner.set_state(_weights(runner, 0))
+        assert runner._policies.current is None
+        runner.checkpoint_restored()
+        assert _version(runner) == 0
+        runner.set_state(_weights(runner, 1))
+        assert _version(runner) == 1
+        runner.checkpoint_restored()
+        assert _version(runner) == 1
+    finally:
+        runner.stop()
+
+
 def test_versions_follow_rllibs_numbers():
     with running(ppo_config()) as runner:
         for seq_no in (1, 2, 5):
