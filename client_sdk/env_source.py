@@ -95,5 +95,14 @@ def _function_of(name: str) -> EnvFunction | None:
 
 
 def _gymnasium(env_id: str) -> EnvFunction:
-    gym.spec(env_id)  # refuses what is not there
+    try:
+        gym.spec(env_id)
+    except gym.error.Error as error:
+        module, separator, name = env_id.partition(":")
+        if not separator:
+            raise
+        raise gym.error.NameNotFound(
+            f"the module {module!r} has no function {name!r}, and registers no such environment: "
+            f"{error}"
+        ) from error
     return lambda **kwargs: gym.make(env_id, **kwargs)
