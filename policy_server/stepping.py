@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 _TAIL_LINES = 15
 _STOP_S = 5.0
 _LOOK_EVERY_S = 0.02
-_CONNECT_S = 10.0
-"""To a host that answers already."""
+_NO_LIMIT = str(2**20)
+"""Of environments: whoever asks for too many here, asks for them of themselves."""
 _DYING_S = 0.5
 """A process that dies closes its connections before it is seen to be gone."""
 _NUM_ENVS = "num_envs"
@@ -71,7 +71,20 @@ class RemoteEnvCreator:
     launcher of its own. ``--kwargs``, ``--port``, ``--address-file`` and ``--parent-pid`` are
     appended, and the environment variable POLICY_SERVER_TOKEN is set."""
     start_timeout_s: float = 60.0
-    """A host must answer within this long."""
+    """A host must answer within this long, and make an environment within as long again."""
+
+    def __post_init__(self) -> None:
+        command: Any = self.host_command  # whatever its annotation says
+        if command is not None and (isinstance(command, str) or not command):
+            raise ValueError(
+                "RemoteEnvCreator.host_command: expected a list of words, such as "
+                f'["/opt/simulator/python", "-m", "simulator"], got {command!r}'
+            )
+        if not self.start_timeout_s > 0:
+            raise ValueError(
+                "RemoteEnvCreator.start_timeout_s: expected a positive number of seconds, got "
+                f"{self.start_timeout_s!r}"
+            )
 
     def __call__(self, env_config: Mapping[str, Any] | None = None) -> RemoteEnv | RemoteVectorEnv:
         """What RLlib calls: one environment, or a vector of them where it says how many."""
@@ -84,7 +97,10 @@ class RemoteEnvCreator:
                 f"expected JSON values as arguments of {self.env!r} (kwargs and env_config), which "
                 f"travel to another process: {error}"
             ) from error
-        command = self.host_command or (sys.executable, "-m", "client_sdk.cli", "host", self.env)
+        command = self.host_command or (
+            *(sys.executable, "-m", "client_sdk.cli", "host", self.env),
+            *("--max-envs", _NO_LIMIT),
+        )
         host = _Host.of_this_process((*command, "--kwargs", kwargs), self.start_timeout_s)
         return _HostedEnv(host) if num_envs is None else _HostedVectorEnv(host, num_envs)
 
@@ -92,18 +108,19 @@ class RemoteEnvCreator:
 class _Host:
     """One host process after the other, and how many environments need it."""
 
-    _all: dict[tuple[int, tuple[str, ...]], _Host] = {}  # noqa: RUF012 - one for the process
+    _all: dict[tuple[int, tuple[str, ...], float], _Host] = {}  # noqa: RUF012 - one for the process
     _lock = threading.RLock()
 
     @classmethod
     def of_this_process(cls, command: tuple[str, ...], start_timeout_s: float) -> _Host:
         """The one that was started with that command, or is to be."""
         with cls._lock:
-            return cls._all.setdefault((os.getpid(), command), cls(command, start_timeout_s))
+            key = (os.getpid(), command, start_timeout_s)
+            return cls._all.setdefault(key, cls(command, start_timeout_s))
 
     def __init__(self, command: tuple[str, ...], start_timeout_s: float) -> None:
         self._command = command
-        self._start_timeout_s = start_timeout_s
+        self.start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[str] | None = None
         self._said: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         self._address = ""
@@ -178,7 +195,7 @@ class _Host:
             reader = threading.Thread(target=self._listen, args=(process,), daemon=True)
             reader.start()
             try:
-                self._address = _appears(address_file, process, self._start_timeout_s)
+                self._address = _appears(address_file, process, self.start_timeout_s)
             except HostError as error:
                 self._stop()
                 reader.join(_STOP_S)  # for its last words
@@ -238,7 +255,11 @@ class _Lease:
     def connection(self) -> dict[str, Any]:
         """Arguments of a remote environment; the host is started where it does not run."""
         self._at = self._host.address()
-        return {"address": self._at, "token": self._host.token, "connect_timeout": _CONNECT_S}
+        return {
+            "address": self._at,
+            "token": self._host.token,
+            "connect_timeout": self._host.start_timeout_s,
+        }
 
     def moved(self, env: RemoteEnv | RemoteVectorEnv) -> bool:
         """Whether the host is somewhere else than this environment knows."""

@@ -56,6 +56,26 @@ def test_arguments_reach_the_environment_with_their_types():
         creator({"callback": print})
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"host_command": "simulator --fast"}, r"host_command: .*got 'simulator --fast'"),
+        ({"host_command": []}, r"host_command: expected a list of words"),
+        ({"start_timeout_s": 0}, "start_timeout_s: expected a positive number"),
+    ],
+)
+def test_settings_that_cannot_be_right_are_refused_by_name(settings, says):
+    with pytest.raises(ValueError, match=says):
+        RemoteEnvCreator("CartPole-v1", **settings)
+
+
+def test_environments_are_as_many_as_asked_for_and_have_as_long_as_their_host():
+    creator = RemoteEnvCreator("CartPole-v1", start_timeout_s=31.0)
+    with contextlib.closing(creator({"num_envs": 300})) as envs:
+        assert envs.reset(seed=1)[0].shape == (300, 4)
+        assert envs._lease.connection()["connect_timeout"] == 31.0
+
+
 def test_what_can_be_imported_here_can_be_hosted(tmp_path, monkeypatch):
     (tmp_path / "my_robot.py").write_text(
         "import gymnasium\ndef make(): return gymnasium.make('Acrobot-v1')"
