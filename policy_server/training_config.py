@@ -200,8 +200,14 @@ def _tune_sac(config: AlgorithmConfig, *, runners: int) -> None:
 
 
 def _read_as_it_is(space: gymnasium.Space[Any]) -> bool:
-    """Whether RLlib has a default network for it: vectors and images."""
-    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) in {1, 3}
+    """Whether RLlib has a default network for it: vectors of floats, and images.
+
+    Images of bytes as well, though it cannot read them: an error that says so is better than one
+    vector of all their pixels.
+    """
+    if not isinstance(space, gymnasium.spaces.Box):
+        return False
+    return len(space.shape) == 3 or (len(space.shape) == 1 and space.low.dtype.kind == "f")
 
 
 def _flatten(*_: Any) -> Any:

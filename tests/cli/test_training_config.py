@@ -99,6 +99,8 @@ def test_spaces_come_from_a_file(tmp_path):
         ({"type": "Box", "low": 0, "high": 1, "shape": [3]}, False),
         ({"type": "Box", "low": 0, "high": 255, "shape": [84, 84, 3], "dtype": "uint8"}, False),
         ({"type": "Box", "low": 0, "high": 1, "shape": [3, 3]}, True),
+        ({"type": "Box", "low": 0, "high": 255, "shape": [3], "dtype": "uint8"}, True),
+        ({"type": "MultiBinary", "n": 3}, True),
         ({"type": "Discrete", "n": 3}, True),
         ({"type": "Dict", "spaces": {"a": {"type": "Discrete", "n": 3}}}, True),
     ],
