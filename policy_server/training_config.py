@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from client_sdk.wire.faults import Fault
+from client_sdk.wire.spaces import space_to_proto
 from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
 from policy_server.space_files import SpaceFileError, read_spaces
 
@@ -220,9 +222,15 @@ def _flatten(*_: Any) -> Any:
 def _spaces_of_env(env: str) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
     try:
         with gymnasium.make(env) as made:
-            return made.observation_space, made.action_space
+            spaces = {"observation": made.observation_space, "action": made.action_space}
     except (gymnasium.error.Error, ImportError) as error:
         raise OptionError(f"argument --env: {_one_line(error)}") from error
+    for name, space in spaces.items():
+        try:
+            space_to_proto(space)
+        except Fault as fault:  # no client could send such values
+            raise OptionError(f"argument --env: {name} {fault.field}: {fault.message}") from fault
+    return spaces["observation"], spaces["action"]
 
 
 def _load(path: str) -> AlgorithmConfig:

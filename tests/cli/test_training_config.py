@@ -42,6 +42,22 @@ HERE = "tests.cli.test_training_config"
 FROZEN = made_elsewhere().copy(copy_frozen=True)
 
 
+class Talkative(gymnasium.Env):
+    observation_space = gymnasium.spaces.Dict(words=gymnasium.spaces.Sequence(DISCRETE))
+    action_space = DISCRETE
+
+
+def test_an_environment_of_other_spaces_than_the_contracts_is_refused_with_the_place():
+    gymnasium.register("Talkative-v0", entry_point=Talkative)
+    try:
+        with pytest.raises(
+            OptionError, match=r'--env: observation space\["words"\]: .* got Sequence'
+        ):
+            build_config(TrainOptions(algo="PPO", env="Talkative-v0", server={"port": 0}))
+    finally:
+        del gymnasium.registry["Talkative-v0"]
+
+
 def test_spaces_come_from_a_gymnasium_id():
     config = build_config(TrainOptions(algo="DQN", env="CartPole-v1", server={"port": 0}))
     env = gymnasium.make("CartPole-v1")
