@@ -3,8 +3,9 @@
     python -m benchmarks.local
 
 A real CartPole, a 64x64 policy, every step acknowledged by a policy server in another process that
-hands it to ``sample()``; beside it the same graph run bare, and RLlib's own env runner in-process.
-The client and RLlib take turns, so that a busy moment of the machine hits both; medians.
+hands it to ``sample()``; beside it the same graph run bare, RLlib's own env runner in-process, and
+RLlib's TCP example, which cannot do without its learner. They take turns, so that a busy moment of
+the machine hits all of them; medians.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ GOAL_FOLLOWING_S = 0.02
 GOAL_CLIENT_MB = 100.0
 GOAL_FIRST_ACTION_S = 0.5
 _ACKNOWLEDGED_TIMEOUT_S = 30.0
+_TCP_EXAMPLE_TIMEOUT_S = 120.0
 
 _FRESH_CLIENT = """
 import sys, time
@@ -150,6 +152,15 @@ def rllib_steps_per_s(envs: int, steps: int, rounds: int) -> list[float]:
     return found
 
 
+def tcp_example_steps_per_s() -> float:
+    """RLlib's TCP example, in processes of its own."""
+    command = [sys.executable, "-m", "benchmarks.rllib_tcp", "--iterations", "2"]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=_TCP_EXAMPLE_TIMEOUT_S
+    )
+    return float(done.stdout.split()[-1])
+
+
 # -- following the policy --------------------------------------------------------------------------
 
 
@@ -239,13 +250,14 @@ def main() -> None:
         client = stack.enter_context(PolicyClient(server.address, "local"))
         env = gym.make("CartPole-v1")
         play(client, env, 5_000)
-        local, vector = [], []
+        local, vector, tcp = [], [], []
         rllib: dict[int, list[float]] = {1: [], 8: []}
         for _ in range(options.rounds):
             local.append(steps_per_s(client, env, options.steps))
             vector.append(vector_steps_per_s(client, 8, options.steps // 8))
             for envs in rllib:
                 rllib[envs] += rllib_steps_per_s(envs, options.steps // 10, 1)
+            tcp.append(tcp_example_steps_per_s())
         act_s, bare_s = latencies(client, options.steps // 5)
         stats = client.stats
     one = following(1, options.versions, 256)
@@ -258,6 +270,7 @@ def main() -> None:
         "local, 8 environments": vector,
         "RLlib in-process, 1 environment": rllib[1],
         "RLlib in-process, 8 environments": rllib[8],
+        "RLlib's TCP example, 1 environment, learning": tcp,
     }
     report.print_table(
         "CartPole, 64x64 policy, act to acknowledged upload",
