@@ -129,9 +129,9 @@ class SpaceCodec:
         """Of the columns of n rows, in the order of ``paths``."""
         return [n * leaf.row_bytes for leaf in self._leaves.values()]
 
-    def to_bytes(self, columns: Columns) -> list[bytes]:
-        """Plain columns as they lie in messages, in the order of ``paths``."""
-        return [columns[leaf.path].tobytes() for leaf in self._leaves.values()]
+    def buffers(self, columns: Columns) -> list[memoryview]:
+        """Plain columns as they lie in messages, in the order of ``paths``: views if possible."""
+        return [np.ascontiguousarray(columns[leaf.path]).data for leaf in self._leaves.values()]
 
     def from_bytes(self, data: bytes, offsets: Sequence[int], n: int) -> Columns:
         """Plain columns of n rows that begin at those offsets: read-only views."""

@@ -50,9 +50,9 @@ class FixedLayout:
             for start, stop in zip((0, *stops), (*starts, self._size), strict=True)
         )
 
-    def join(self, values: Sequence[bytes]) -> bytes:
+    def join(self, values: Sequence[bytes | memoryview]) -> bytes:
         """The serialized message with these values, each of its size."""
-        parts = [self._fixed[0][2]]
+        parts: list[bytes | memoryview] = [self._fixed[0][2]]
         for value, (_, _, fixed) in zip(self._order, self._fixed[1:], strict=True):
             parts += values[value], fixed
         return b"".join(parts)

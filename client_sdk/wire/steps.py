@@ -77,7 +77,7 @@ class StepMessages:
     def request(self, actions: Columns) -> bytes:
         """The serialized request for a step with these actions: columns of the codec."""
         if self._request is not None:
-            return self._request.join(self._actions.to_bytes(actions))
+            return self._request.join(self._actions.buffers(actions))
         return self._request_message(actions).SerializeToString()
 
     def _request_message(self, actions: Columns) -> pb.DriveRequest:
@@ -127,7 +127,7 @@ class StepMessages:
         if self._answer is None or step.infos:
             return self._answer_message(step).SerializeToString()
         observations, rewards, terminated, truncated, _ = step
-        values = self._observations.to_bytes(observations)
+        values: list[bytes | memoryview] = [*self._observations.buffers(observations)]
         values.append(self._doubles.pack(*rewards))
         values.append(self._flags.pack(*terminated))
         values.append(self._flags.pack(*truncated))
