@@ -240,8 +240,8 @@ def footprint(rounds: int) -> dict[str, float]:
 def main() -> None:
     """Measure, print, write."""
     parser = report.arguments(__doc__ or "")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=50_000, help="per measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200_000, help="per measurement")
     parser.add_argument("--versions", type=int, default=50)
     options = parser.parse_args()
 
@@ -256,9 +256,9 @@ def main() -> None:
             local.append(steps_per_s(client, env, options.steps))
             vector.append(vector_steps_per_s(client, 8, options.steps // 8))
             for envs in rllib:
-                rllib[envs] += rllib_steps_per_s(envs, options.steps // 10, 1)
+                rllib[envs] += rllib_steps_per_s(envs, options.steps // 40, 1)
             tcp.append(tcp_example_steps_per_s())
-        act_s, bare_s = latencies(client, options.steps // 5)
+        act_s, bare_s = latencies(client, options.steps // 20)
         stats = client.stats
     one = following(1, options.versions, 256)
     four = following(4, options.versions, 256)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from client_sdk.episode import BatchTrack, EpisodeTrack, Status, Track
 from client_sdk.errors import LogpRequiredError
@@ -34,7 +33,6 @@ class LocalSteps:
         self.uploader = uploader
         self.handshake = handshake
         self._recordings: dict[Track, Recording] = {}
-        self._greedy: dict[tuple[int, bool], NDArray[np.bool_]] = {}
         self._unsent = 0
         self._next_upload_s = 0.0
         self._form: ChunkFormat | None = None
@@ -150,16 +148,9 @@ class LocalSteps:
             if recording.whole_steps:
                 # One policy per chunk: what the last one did goes up now.
                 self.uploader.add(self._cut(track, recording), urgent=False)
-        actions, env_actions, outputs = policy.act(recording.latest(), self._greed(recording))
+        actions, env_actions, outputs = policy.act(recording.latest(), recording.greedy)
         recording.acted(policy, actions, outputs)
         return env_actions
-
-    def _greed(self, recording: Recording) -> NDArray[np.bool_]:
-        key = (recording.n, recording.options.explore)
-        greedy = self._greedy.get(key)
-        if greedy is None:
-            greedy = self._greedy[key] = np.full(recording.n, not recording.options.explore)
-        return greedy
 
     def log(
         self,

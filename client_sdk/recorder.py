@@ -132,6 +132,7 @@ class Recording:
         n: N.
         options: Of all of its episodes.
         trains: Whether the learner sees them.
+        greedy: [N] Whether they take the likeliest action: all or none.
         awaiting: The latest observation has no action yet.
         policy: That chose the latest actions; None before the first.
         begins: [N] The next observation is the first of an episode.
@@ -141,6 +142,7 @@ class Recording:
         self.n = n
         self.options = options
         self.trains = options.trains
+        self.greedy = np.full(n, not options.explore)
         self.awaiting = False
         self.policy: PolicyFile | None = None
         self.begins: NDArray[np.bool_] = np.ones(n, np.bool_)
@@ -149,6 +151,7 @@ class Recording:
         self._max_steps = form.max_steps(n)
         self._capacity = min(_FIRST_CAPACITY, self._max_steps + 1)
         self._count = 0
+        self._latest: Columns = {}
         codec = form.observations
         self._observations = [
             (path, np.empty((self._capacity, n, *codec.leaf(path).shape), codec.leaf(path).dtype))
@@ -183,8 +186,10 @@ class Recording:
         i = self._count
         if i == self._capacity:
             self._grow()
+        latest = self._latest
         for path, block in self._observations:
-            block[i] = columns[path]
+            latest[path] = row = block[i]
+            row[...] = columns[path]
         if i:
             self._rewards[i - 1] = rewards
         self._count = i + 1
@@ -200,8 +205,7 @@ class Recording:
 
     def latest(self) -> Columns:
         """[N] The latest observations: a view."""
-        i = self._count - 1
-        return {path: block[i] for path, block in self._observations}
+        return self._latest
 
     def continues(self, policy: PolicyFile, *, logged: bool) -> bool:
         """Whether an action of that policy, or of the application, belongs into the same chunk."""
