@@ -60,13 +60,26 @@ def write_json(directory: Path, name: str, command: str, results: Mapping[str, A
     return path
 
 
+_WRITTEN_HERE = (":(top,exclude)benchmarks/results", ":(top,exclude)docs/results.md")
+
+
 def commit() -> str:
-    """Of the working tree, marked if it was changed since."""
-    shown = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return shown.stdout.strip() or "unknown"
+    """Of the working tree, marked if anything but results was changed since."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_WRITTEN_HERE)
+    return (head or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    """What it says; nothing where there is no git, or no repository."""
+    try:
+        said = subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parent,
+        )
+    except OSError:
+        return ""
+    return said.stdout.strip()
