@@ -22,6 +22,9 @@ _CUT_WAIT_S = 1.0
 _DISCARDED_PART = 0.125
 """Of the capacity, discarded at a time when the buffer is full."""
 
+_REST_PART = 0.15
+"""Of the steps that were asked for: what is left beyond them is handed over as well, up to here."""
+
 _MAX_KEPT_ENDS = 1000
 """Chunks without steps, which only report an end, that are kept at least; at most twice as many.
 They never make the buffer full, so this bounds it while no ``sample()`` comes."""
@@ -153,6 +156,10 @@ class ExperienceBuffer:
     def _take(self, steps: int) -> list[Chunk]:
         taken = []
         count = 0
+        # Left to the next call, a small rest would be a version older, and a piece of its own of its
+        # episodes, at whose end the learner has to bootstrap.
+        if steps < self._buffered <= steps * (1.0 + _REST_PART):
+            steps = self._buffered
         while self._chunks and (count < steps or not self._chunks[0].steps):
             chunk = self._chunks.popleft()
             if count + chunk.steps > 2 * steps and not self.complete_episodes:

@@ -40,6 +40,18 @@ def waiting(server, requests: int = 1) -> None:
     eventually(lambda: server.server.stats()["requests_waiting"] == requests)
 
 
+# What one call takes.
+
+
+@pytest.mark.parametrize(("more", "taken"), [(1, 11), (3, 10)], ids=["small rest", "large rest"])
+def test_small_rest_goes_along_and_a_large_one_waits_for_the_next_call(more, taken):
+    with serving() as server, Talker(server.address) as talker:
+        talker.play(1, 10)
+        talker.play(2, more)
+        assert sum(chunk.steps for chunk in server.collect(10)) == taken
+        assert server.ledger()["held"] == 10 + more - taken
+
+
 # A full buffer.
 
 
