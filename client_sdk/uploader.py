@@ -302,7 +302,9 @@ class Uploader:
                     if not self._link.reopen():
                         break
                 elif self._has_work():
-                    self._upload(connection)
+                    # Not what is known to be in vain: chunks on their way are never dropped.
+                    if self._link.connection is connection:
+                        self._upload(connection)
                 elif self._finish_by is not None:
                     break
             except ClosedClientError:
