@@ -113,7 +113,7 @@ def latencies(client: PolicyClient, calls: int) -> tuple[float, float]:
 
     observation = np.zeros(4, np.float32)
     policy = client._actor._steps.uploader.policy  # type: ignore[attr-defined]
-    loaded = policy.act.__self__
+    loaded = policy._onnx
     assert isinstance(loaded, OnnxPolicy)
     feeds = {each.name: observation[None] for each in loaded.spec.inputs}
     feeds[loaded.spec.noise.input] = np.zeros((1, loaded.spec.noise.size), np.float32)

@@ -33,6 +33,7 @@ class LocalSteps:
         self.uploader = uploader
         self.handshake = handshake
         self._recordings: dict[Track, Recording] = {}
+        self._spare: Recording | None = None  # of an episode that has ended, for the next one
         self._unsent = 0
         self._next_upload_s = 0.0
         self._form: ChunkFormat | None = None
@@ -92,7 +93,10 @@ class LocalSteps:
             )
             self._steps_per_upload = session.steps_per_upload or _STEPS_PER_UPLOAD
             self._next_upload_s = time.monotonic() + MAX_AGE_S
-        recording = self._recordings[track] = Recording(form, n, track.options)
+        recording, self._spare = self._spare, None
+        if recording is None or n != 1 or recording.options != track.options:
+            recording = Recording(form, n, track.options)
+        self._recordings[track] = recording
         return recording
 
     def _count(self, recording: Recording) -> None:
@@ -198,6 +202,8 @@ class LocalSteps:
         else:
             recording.observe(columns, track.take_reward())
         chunk = recording.end(0, status)
+        recording.clear()
+        self._spare = recording
         if chunk is not None:
             chunk.metrics = track.take_metrics()
             self.uploader.add([chunk], urgent=False)

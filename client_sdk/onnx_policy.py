@@ -11,8 +11,9 @@ a program in any language must know to run it is in the file's metadata (``Polic
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 __all__ = [
+    "BoundPolicy",
     "FilterSpec",
     "InputSpec",
     "NoisePool",
@@ -279,6 +281,7 @@ class OnnxPolicy:
         )
         if spec.states:
             raise PolicyFileError("the policy is recurrent, which this release cannot run")
+        self._session = session
         # Without the checks of its Python wrapper, where there is one: they cost as much as a small
         # network, and what is fed here has been checked.
         self._run = getattr(session, "_sess", session).run
@@ -321,6 +324,28 @@ class OnnxPolicy:
         outputs = dict(zip(self._recorded, fetched[self._first_output :], strict=True))
         return actions, env_actions, outputs
 
+    def bind(self, n: int) -> BoundPolicy:
+        """The same policy for batches of exactly ``n`` rows, one after the other."""
+        zeros = {
+            path: np.zeros((n, *each.shape), dtype)
+            for each, (path, _, dtype) in zip(self.spec.inputs, self._inputs, strict=True)
+        }
+        answer = self.act(zeros, np.ones(n, np.bool_))
+        actions, env_actions, outputs = answer
+        fetched = [actions[""], *([env_actions[""]] if self._env_differs else [])]
+        fetched += [outputs[role] for role in self._recorded]
+        noise = np.zeros((n, self.spec.noise.size), np.float32)
+        binding = self._session.io_binding()
+        for name, place in [
+            (self._noise_input, noise),
+            *((name, zeros[path]) for path, name, _ in self._inputs),
+        ]:
+            binding.bind_input(name, "cpu", 0, place.dtype.type, place.shape, place.ctypes.data)
+        for name, place in zip(self._fetched, fetched, strict=True):
+            binding.bind_output(name, "cpu", 0, place.dtype.type, place.shape, place.ctypes.data)
+        run = functools.partial(self._session.run_with_iobinding, binding)
+        return BoundPolicy(run, zeros, noise, self.noise, answer)
+
     def run(
         self, observations: Columns, noise: NDArray[np.float32], roles: tuple[str, ...]
     ) -> tuple[NDArray[Any], ...]:
@@ -335,3 +360,44 @@ class OnnxPolicy:
         for path, name, dtype in self._inputs:
             feeds[name] = observations[path].astype(dtype, copy=False)
         return tuple(self._run([self.spec.roles[role] for role in roles], feeds, None))
+
+
+class BoundPolicy:
+    """A policy whose inputs and outputs keep their places in memory; made by ``OnnxPolicy.bind``.
+
+    A small batch takes little more than half the time of ``OnnxPolicy.act``: nothing is looked up
+    by name, and nothing allocated. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[], None],
+        observations: Columns,
+        noise: NDArray[np.float32],
+        pool: NoisePool,
+        answer: tuple[Columns, Columns, dict[str, NDArray[Any]]],
+    ) -> None:
+        """What it works with; the arrays are its own from here on.
+
+        Args:
+            run: Computes ``answer`` from ``observations`` and ``noise``.
+            observations: By leaf, ``[N, ...]``.
+            noise: ``[N, size]``.
+            pool: Where the noise comes from.
+            answer: As ``OnnxPolicy.act`` returns it.
+        """
+        self._run = run
+        self._places = tuple(observations.items())
+        self._noise = noise
+        self._pool = pool
+        self._answer = answer
+
+    def act(
+        self, observations: Columns, greedy: NDArray[np.bool_]
+    ) -> tuple[Columns, Columns, dict[str, NDArray[Any]]]:
+        """As ``OnnxPolicy.act``, for N rows. The next call overwrites what this one returned."""
+        for path, place in self._places:
+            place[...] = observations[path]
+        self._noise[...] = self._pool.take(greedy)
+        self._run()
+        return self._answer

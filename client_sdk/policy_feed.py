@@ -31,11 +31,13 @@ from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns
 
 if TYPE_CHECKING:
-    from client_sdk.onnx_policy import NoisePool, OnnxPolicy
+    from client_sdk.onnx_policy import BoundPolicy, NoisePool, OnnxPolicy
 
 _MOST_BYTES: Final = 2**31
 """Of a policy file; ONNX itself knows no larger ones."""
 _LONGEST_S: Final = 3600.0
+_MAX_BOUND: Final = 8
+"""Numbers of rows that a policy keeps memory for."""
 
 
 class DamagedPolicyError(Exception):
@@ -43,7 +45,7 @@ class DamagedPolicyError(Exception):
 
 
 class LoadedPolicy:
-    """A policy file, ready to act. Immutable; ``act`` is for one thread at a time.
+    """A policy file, ready to act; ``act`` is for one thread at a time.
 
     Attributes:
         policy_id: As the server calls it.
@@ -51,10 +53,9 @@ class LoadedPolicy:
         sha256: Of the file: what it is known by.
         session: The number of the session that brought it.
         recorded: Names of the outputs that belong into the experience.
-        act: See ``OnnxPolicy.act``.
     """
 
-    __slots__ = ("act", "policy_id", "recorded", "session", "sha256", "version")
+    __slots__ = ("_bound", "_onnx", "policy_id", "recorded", "session", "sha256", "version")
 
     def __init__(self, header: pb.PolicyHeader, onnx: OnnxPolicy, session: int) -> None:
         self.policy_id = header.policy_id
@@ -62,9 +63,20 @@ class LoadedPolicy:
         self.sha256 = header.sha256
         self.session = session
         self.recorded = onnx.spec.recorded
-        self.act: Callable[
-            [Columns, NDArray[np.bool_]], tuple[Columns, Columns, dict[str, NDArray[Any]]]
-        ] = onnx.act
+        self._onnx = onnx
+        self._bound: dict[int, BoundPolicy] = {}
+
+    def act(
+        self, observations: Columns, greedy: NDArray[np.bool_]
+    ) -> tuple[Columns, Columns, dict[str, NDArray[Any]]]:
+        """See ``OnnxPolicy.act``. The next call overwrites what this one returned."""
+        n = len(greedy)
+        bound = self._bound.get(n)
+        if bound is None:
+            if len(self._bound) >= _MAX_BOUND:
+                self._bound.clear()
+            bound = self._bound[n] = self._onnx.bind(n)
+        return bound.act(observations, greedy)
 
 
 def import_onnx_policy() -> Any:

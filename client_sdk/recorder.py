@@ -264,6 +264,12 @@ class Recording:
         self._begin(row, self._count)
         return chunk
 
+    def clear(self) -> None:
+        """Forget everything but the memory for it, once all rows have ended: others may begin."""
+        self._count = 0
+        self._starts = [0] * self.n
+        self.awaiting = False
+
     def abandon(self, row: int) -> CutChunk | None:
         """Give up a row's episode; its next observation begins another.
 

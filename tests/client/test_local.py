@@ -65,6 +65,22 @@ def test_experience_arrives_with_what_the_policy_said(kind, server):
     assert chunk.policy.version == 2
 
 
+def test_episodes_one_after_the_other_keep_apart(kind, server):
+    with connected(kind, server.address) as client:
+        play(client, 2)
+        play(client, 3, first=10, explore=False)
+        play(client, 1, first=20, training_enabled=False)
+        play(client, 40, first=30)
+        play(client, 2, first=80)
+    chunks = server.collect(44)
+    assert [rows_of([chunk]) for chunk in chunks if chunk.training] == [
+        [0, 1],
+        [*range(30, 70)],
+        [80, 81],
+    ]
+    assert [chunk.end.length for chunk in chunks if not chunk.training] == [3, 1]
+
+
 def test_long_episodes_go_up_in_parts_of_the_size_the_server_likes(kind):
     with (
         serving_alone(steps_per_upload=10) as server,

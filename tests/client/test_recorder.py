@@ -155,6 +155,26 @@ def test_an_episode_without_a_step_is_no_chunk():
     assert steps.end(0, Status.TERMINATED) is None
 
 
+def test_a_cleared_recording_begins_anew():
+    steps = recording()
+    for step in range(40):
+        observe(steps, step, rewards=1)
+        act(steps, step)
+    steps.cut()
+    observe(steps, 40, rewards=1)
+    before = steps.end(0, Status.TERMINATED)
+    steps.clear()
+    observe(steps, 7, rewards=100)
+    assert steps.begins.tolist() == [False]
+    act(steps, 3, policy=NEW)
+    observe(steps, 8, rewards=5)
+    after = steps.end(0, Status.TRUNCATED)
+    assert told(after) == ([7, 8], [3], [5])
+    assert after.lineage is not before.lineage
+    message = pb.Chunk.FromString(after.data)
+    assert (message.first_step, message.policy_version) == (0, 2)
+
+
 def test_only_what_a_server_may_know_is_taken_back():
     steps = recording()
     observe(steps, 0)

@@ -94,6 +94,24 @@ def test_a_graph_gives_what_the_module_gives_on_1000_observations(name: str) -> 
             assert built.action_space.contains(value)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_a_policy_bound_to_memory_acts_as_it_does_unbound(name: str) -> None:
+    built, graph, _ = built_as(name)
+    pools = [NoisePool(graph.onnx.noise.spec, np.random.default_rng(8)) for _ in range(2)]
+    unbound, bound = (OnnxPolicy(graph.model, pool) for pool in pools)
+    for n in (1, 5):
+        in_place = bound.bind(n)
+        pools[0].take(flags(n, greedy=True))  # as binding did
+        for seed, greedy in enumerate((flags(n, greedy=False), np.arange(n) % 2 == 0)):
+            rows = probe(SpaceCodec(built.observation_space), n, np.random.default_rng(seed))
+            wanted, found = unbound.act(rows, greedy), in_place.act(rows, greedy)
+            for columns, others in zip(wanted, found, strict=True):
+                assert columns.keys() == others.keys()
+                for key, column in columns.items():
+                    assert column.dtype == others[key].dtype
+                    np.testing.assert_array_equal(column, others[key])
+
+
 def outputs_of(
     policy: OnnxPolicy, observations: Any, greedy: Any, noise: Any = None
 ) -> dict[str, Any]:
