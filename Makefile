@@ -49,7 +49,7 @@ format: $(STAMP) ## Let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## Every figure of benchmarks/, one after the other
-	@for name in inference wire_columns acting local stepping while_learning memory learning; do \
+	@for name in inference wire_columns acting anatomy local stepping while_learning memory learning; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 

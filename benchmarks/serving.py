@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 _END_TIMEOUT_S = 20.0
@@ -34,14 +35,22 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
     """
 
     def __init__(
-        self, *, hidden: int = 64, buffer_fragments: float = 2.0, versions: bool = False
+        self,
+        *,
+        hidden: int = 64,
+        buffer_fragments: float = 2.0,
+        versions: bool = False,
+        command: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", "benchmarks.serving", f"--hidden={hidden}"]
-        command.append(f"--buffer-fragments={buffer_fragments}")
-        if versions:
-            command.append("--versions")
+        """Start it, and wait for its address; ``command`` is a module and its arguments instead."""
+        if not command:
+            command = ["benchmarks.serving", f"--hidden={hidden}"]
+            command += [f"--buffer-fragments={buffer_fragments}", *["--versions"] * versions]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.pid = self._process.pid
         self.address = self._read_line()["address"]
