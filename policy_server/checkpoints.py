@@ -29,12 +29,22 @@ class CheckpointDirectory:
     Args:
         path: Where; made when missing.
         keep: How many complete checkpoints stay.
+        fresh: Refuse a directory that holds some, and leave it as it is: those of two trainings in
+            one place cannot be told apart.
+
+    Raises:
+        FileExistsError: ``fresh``, and there are checkpoints.
+        OSError: It cannot be made.
     """
 
-    def __init__(self, path: str | Path, keep: int = 3) -> None:
+    def __init__(self, path: str | Path, keep: int = 3, *, fresh: bool = False) -> None:
         self.path = Path(path)
         self.keep = keep
         self.path.mkdir(parents=True, exist_ok=True)
+        if fresh and (newest := self.latest()) is not None:
+            raise FileExistsError(
+                f"{path} holds the checkpoints of another training ({newest.name})"
+            )
         for abandoned in self.path.glob(f"{_TEMPORARY}*"):  # of a process that was killed
             shutil.rmtree(abandoned, ignore_errors=True)
 

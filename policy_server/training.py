@@ -167,8 +167,13 @@ class _Run:
         if options.checkpoint_dir is not None:
             try:
                 self._checkpoints = CheckpointDirectory(
-                    options.checkpoint_dir, options.keep_checkpoints
+                    options.checkpoint_dir, options.keep_checkpoints, fresh=not options.resume
                 )
+            except FileExistsError as error:
+                raise OptionError(
+                    f"argument --checkpoint-dir: {error}: --resume goes on with it, another "
+                    "directory starts a new one"
+                ) from error
             except OSError as error:
                 raise OptionError(f"argument --checkpoint-dir: {error}") from error
 

@@ -65,6 +65,15 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert not list(tmp_path.glob(".writing-*"))
 
 
+def test_fresh_directory_with_checkpoints_is_refused_and_left_as_it_is(tmp_path):
+    CheckpointDirectory(tmp_path, fresh=True).write(5, save_as("five"))
+    (tmp_path / ".writing-iteration_000010-4711").mkdir()  # perhaps of somebody at work
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(FileExistsError, match=r"another training \(iteration_000005\)"):
+        CheckpointDirectory(tmp_path, fresh=True)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_directory_may_be_moved(tmp_path):
     CheckpointDirectory(tmp_path / "here").write(5, save_as("five"))
     (tmp_path / "here").rename(tmp_path / "there")

@@ -8,8 +8,10 @@ import sys
 import time
 
 import pytest
+import ray
 
 from policy_server import cli
+from policy_server.checkpoints import CheckpointDirectory
 
 TRAIN = ("train", "--env", "CartPole-v1")
 CHECK = ("check", "localhost:9900")
@@ -85,6 +87,15 @@ def test_bad_option_gets_one_line_and_exit_code_2(capsys, arguments, said):
     code, line = fails(capsys, *arguments)
     assert code == 2
     assert said in line
+
+
+def test_checkpoints_of_another_training_are_not_mixed_with_new_ones(capsys, tmp_path):
+    CheckpointDirectory(tmp_path).write(5, lambda _: None)
+    code, line = fails(capsys, *TRAIN, "--port", "0", "--checkpoint-dir", str(tmp_path))
+    assert code == 2
+    assert f"argument --checkpoint-dir: {tmp_path} holds the checkpoints of another" in line
+    assert "--resume goes on with it, another directory starts a new one" in line
+    assert not ray.is_initialized()
 
 
 def test_token_of_the_environment_is_not_sent_in_plain_text(capsys, monkeypatch):
