@@ -30,7 +30,18 @@ _INT64 = np.iinfo(np.int64)
 
 
 class RemoteClient:
-    """What both have in common: where the host is, and values in and out of messages."""
+    """Where the host is, and values in and out of messages.
+
+    Attributes:
+        address: Of the host, as it was given.
+        guard: To be held by each reset, step and frame.
+        driver: The environments there.
+        observations: Of one environment.
+        actions: Of one environment.
+        n: How many.
+        metadata: Of the environment, with the ways to render it here.
+        viewer: The window of mode ``"human"``.
+    """
 
     def __init__(
         self,
@@ -60,6 +71,7 @@ class RemoteClient:
                 raise InvalidValueError(
                     f"expected a positive number of seconds, got {value!r}", name
                 )
+        self.address = address
         where = Address.parse(address)
         check_token(token, where, tls=tls is not None, insecure=insecure)
         make = pb.MakeRequest(

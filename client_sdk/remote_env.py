@@ -1,7 +1,7 @@
 """``RemoteEnv``: an environment that a host runs, as Gymnasium knows it.
 
-A thin shell; ``remote_client`` has values, ``env_driver`` messages. One thread at a time, as any
-Gymnasium environment.
+Resets and steps; ``remote_shell`` has the rest, ``remote_client`` values, ``env_driver``
+messages. One thread at a time, as any Gymnasium environment.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import gymnasium as gym
 from client_sdk.config import TlsConfig
 from client_sdk.errors import error_from_fault
 from client_sdk.remote_client import RemoteClient
+from client_sdk.remote_shell import RemoteShell
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.structs import dict_of_struct
 
 
-class RemoteEnv(gym.Env[Any, Any]):
+class RemoteEnv(RemoteShell, gym.Env[Any, Any]):
     """An environment that runs on a host elsewhere.
 
     ::
@@ -68,7 +69,6 @@ class RemoteEnv(gym.Env[Any, Any]):
             EnvironmentFailedError: The environment could not be made.
             PolicyClientError: The host refuses this client.
         """
-        self._remote: RemoteClient | None = None
         self._remote = remote = RemoteClient(
             type(self).__name__,
             address,
@@ -82,8 +82,6 @@ class RemoteEnv(gym.Env[Any, Any]):
             tls=tls,
             insecure=insecure,
         )
-        self._address = address
-        self._guard = remote.guard
         self.observation_space = remote.driver.observation_space
         self.action_space = remote.driver.action_space
         self.metadata = remote.metadata
@@ -100,7 +98,7 @@ class RemoteEnv(gym.Env[Any, Any]):
             PolicyClientError: The host refuses.
         """
         remote = self._open()
-        with self._guard:
+        with remote.guard:
             response = remote.reset(None if seed is None else [seed], options)
             super().reset(seed=None if seed is None else int(seed))  # for its own np_random
             observation = remote.observations.value(remote.first(response), 0)
@@ -118,7 +116,7 @@ class RemoteEnv(gym.Env[Any, Any]):
             EnvironmentFailedError: The environment raised, and has been closed.
         """
         remote = self._open()
-        with self._guard:
+        with remote.guard:
             try:
                 columns = remote.actions.columns_of(action, "action")
             except Fault as fault:
@@ -141,41 +139,10 @@ class RemoteEnv(gym.Env[Any, Any]):
             self._show()
             return None
         remote = self._open()
-        with self._guard:
+        with remote.guard:
             return remote.frame(0)
-
-    def _show(self) -> None:
-        remote = self._open()
-        if remote.viewer is not None:
-            with self._guard:
-                remote.viewer.show(remote.frame(0), self.metadata.get("render_fps"))
-
-    def _open(self) -> RemoteClient:
-        if self._remote is None:
-            raise AttributeError("this RemoteEnv was never connected")
-        return self._remote
 
     def close(self) -> None:
         """Have the environment closed. Idempotent."""
         if self._remote is not None:
             self._remote.close()
-
-    @property
-    def connected(self) -> bool:
-        """Whether the environment is there, as far as this side knows; else ``reset`` makes it."""
-        return not self._guard.closed and self._open().driver.connected
-
-    @property
-    def traffic(self) -> dict[str, int]:
-        """Messages and bytes of resets and steps since it was connected; read it for statistics."""
-        return self._open().driver.traffic.snapshot()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} at {getattr(self, '_address', 'nowhere')}>"
-
-    __str__ = __repr__
-
-    def __del__(self) -> None:
-        remote = getattr(self, "_remote", None)
-        if remote is not None:
-            remote.forget(self)

@@ -1,7 +1,7 @@
 """``RemoteVectorEnv``: environments that one host steps together, as Gymnasium knows them.
 
-A thin shell; ``remote_client`` has values, ``env_driver`` messages. One thread at a time, as any
-Gymnasium environment.
+Resets and steps; ``remote_shell`` has the rest, ``remote_client`` values, ``env_driver``
+messages. One thread at a time, as any Gymnasium environment.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from client_sdk.config import TlsConfig
 from client_sdk.errors import InvalidValueError, error_from_fault
 from client_sdk.remote_client import RemoteClient
+from client_sdk.remote_shell import RemoteShell
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.structs import dict_of_struct
 
 
-class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
+class RemoteVectorEnv(RemoteShell, VectorEnv[Any, Any, Any]):
     """N environments that one host steps together: one message per step for all.
 
     ::
@@ -52,7 +53,6 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         """Connect, and have the environments made; see ``RemoteEnv`` for all but ``num_envs``."""
         self.closed = True
-        self._remote: RemoteClient | None = None
         if num_envs < 1:
             raise InvalidValueError(f"expected at least 1, got {num_envs!r}", "num_envs")
         self._remote = remote = RemoteClient(
@@ -69,8 +69,6 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
             insecure=insecure,
         )
         self.closed = False
-        self._address = address
-        self._guard = remote.guard
         self.num_envs = num_envs
         self.single_observation_space = remote.driver.observation_space
         self.single_action_space = remote.driver.action_space
@@ -96,7 +94,7 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
             PolicyClientError: As in ``RemoteEnv.reset``.
         """
         remote = self._open()
-        with self._guard:
+        with remote.guard:
             if options is not None and "reset_mask" in options:
                 raise InvalidValueError(
                     "expected options without it: where an episode has ended, the next step resets "
@@ -128,7 +126,7 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """One step of each; raises as ``RemoteEnv.step``."""
         remote = self._open()
-        with self._guard:
+        with remote.guard:
             try:
                 columns = remote.actions.columns_of_batch(actions, self.num_envs, "actions")
             except Fault as fault:
@@ -141,7 +139,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
                 np.array(step.truncated, np.bool_),
                 self._infos(step.infos),
             )
-        self._show()
+        if remote.viewer is not None:
+            self._show()
         return result
 
     def _infos(self, messages: Iterable[Struct]) -> dict[str, Any]:
@@ -163,19 +162,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
             self._show()
             return None
         remote = self._open()
-        with self._guard:
+        with remote.guard:
             return tuple(remote.frame(index) for index in range(self.num_envs))
-
-    def _show(self) -> None:
-        remote = self._open()
-        if remote.viewer is not None:
-            with self._guard:
-                remote.viewer.show(remote.frame(0), self.metadata.get("render_fps"))
-
-    def _open(self) -> RemoteClient:
-        if self._remote is None:
-            raise AttributeError("this RemoteVectorEnv was never connected")
-        return self._remote
 
     def __enter__(self) -> Self:
         return self
@@ -187,26 +175,6 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         """Have the environments closed; ``close`` calls it once."""
         if self._remote is not None:
             self._remote.close()
-
-    @property
-    def connected(self) -> bool:
-        """Whether the environment is there, as far as this side knows; else ``reset`` makes it."""
-        return not self._guard.closed and self._open().driver.connected
-
-    @property
-    def traffic(self) -> dict[str, int]:
-        """Messages and bytes of resets and steps since it was connected; read it for statistics."""
-        return self._open().driver.traffic.snapshot()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} at {getattr(self, '_address', 'nowhere')}>"
-
-    __str__ = __repr__
-
-    def __del__(self) -> None:
-        remote = getattr(self, "_remote", None)
-        if remote is not None:
-            remote.forget(self)
 
 
 def _with_arrays(info: dict[str, Any]) -> dict[str, Any]:
