@@ -115,7 +115,7 @@ def train_here(way: str, seed: int) -> dict[str, Any]:
                 if curve[-1]["return"] >= GOAL:
                     break
             if way != "rllib":
-                # The metric is a mean over the iteration's sample() calls; this is the last word.
+                # Of the metric, which is as of the last sample() call, this is the last word.
                 ledger = _ledger(algorithm)
                 curve[-1]["env_steps"] = ledger["received"]
         finally:

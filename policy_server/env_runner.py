@@ -63,7 +63,7 @@ _FETCH_TIMEOUT_S = 60.0
 _POLICY_SERVER = "policy_server"
 """Key of the server's numbers in the env runners' results."""
 _GAUGES = frozenset({"sessions", "episodes_open", "requests_waiting", "downloads_waiting"})
-"""Numbers of the server that go down as well."""
+"""Numbers of the server that are those of a moment: reported on average over an iteration."""
 
 
 def dedicate_process() -> None:
@@ -142,6 +142,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         self._time_after_sampling: float | None = None
         self._said_idle_s = -math.inf
         self._anything_to_report = False
+        self._reported: dict[str, float] = {}  # totals of the server, as of the last report
         self._version_offset = 0  # of versions over RLlib's numbers, after a restore
         self._policies = PolicyStore()
         self._server: PolicyServer | None = None
@@ -315,19 +316,27 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
 
     def _log_server_metrics(self, server: PolicyServer) -> None:
         policy = self._policies.current
-        numbers = {
-            **server.stats(),
-            "policy_version": -1 if policy is None else policy.version,
-            "callback_errors": self._callbacks.errors,
-            "handover_errors": self._handover.errors,
-        }
-        # RLlib joins the metrics of all calls that one batch took. What only grows is told as it
-        # is at last, the rest on average: so the ledger's sum comes out even.
-        for name, number in numbers.items():
-            reduce = "mean" if name in _GAUGES else "max"
-            self.metrics.log_value((_POLICY_SERVER, name), number, reduce=reduce, window=1)
+        version = -1 if policy is None else policy.version
+        self.metrics.log_value((_POLICY_SERVER, "policy_version"), version, reduce="max", window=1)
+        for name, number in server.stats().items():
+            if name in _GAUGES:
+                self.metrics.log_value((_POLICY_SERVER, name), number, reduce="mean", window=1)
+            else:
+                self._log_total(name, number)
+        self._log_total("callback_errors", self._callbacks.errors)
+        self._log_total("handover_errors", self._handover.errors)
         for name, number in server.ledger().items():
-            self.metrics.log_value((_POLICY_SERVER, "ledger", name), number, window=1)
+            self._log_total(f"ledger/{name}", number)
+
+    def _log_total(self, name: str, total: float) -> None:
+        """Report what has come to a total since the last report.
+
+        RLlib adds it up: over the calls that one batch took, all runners, those that died, and the
+        trainings before a checkpoint. So ``held``, too, may grow by less than nothing.
+        """
+        grown = total - self._reported.get(name, 0)
+        self._reported[name] = total
+        self.metrics.log_value((_POLICY_SERVER, *name.split("/")), grown, reduce="lifetime_sum")
 
     # Weights come in.
 

@@ -6,6 +6,7 @@ import contextlib
 import random
 
 import pytest
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from tests.runner.support import ppo_config, running
 from tests.server.talk import eventually, program
@@ -13,10 +14,19 @@ from tests.server.test_ledger import CLIENT
 from tests.servers import CARTPOLE_OBSERVATIONS
 
 
-def exported(runner):
-    """The ledger in the metrics of now; None where there was nothing to report."""
-    ledger = runner.get_metrics().get("policy_server", {}).get("ledger")
-    return ledger and {name: stats.peek() for name, stats in ledger.items()}
+class Results:
+    """What RLlib makes of the metrics of one runner."""
+
+    def __init__(self):
+        self.logger = MetricsLogger(root=True)
+
+    def ledger(self, runner):
+        """As of now; None where there was nothing to report."""
+        metrics = runner.get_metrics()
+        if not metrics:
+            return None
+        self.logger.aggregate([metrics])
+        return self.logger.peek("policy_server")["ledger"]
 
 
 def is_even(ledger):
@@ -28,7 +38,7 @@ def test_exported_ledger_is_even_whoever_is_killed_meanwhile(when_full):
     luck = random.Random(5)
     config = ppo_config({"while_learning": "serve", "lease_s": 0.4, "when_full": when_full})
     config.environment(observation_space=CARTPOLE_OBSERVATIONS)
-    ledgers, sampled = [], 0
+    ledgers, sampled, results = [], 0, Results()
     with running(config) as runner, contextlib.ExitStack() as stack:
         clients = []
         for name in range(3):
@@ -40,7 +50,7 @@ def test_exported_ledger_is_even_whoever_is_killed_meanwhile(when_full):
         def sample():
             nonlocal sampled
             sampled += sum(map(len, runner.sample()))
-            ledger = exported(runner)
+            ledger = results.ledger(runner)
             if ledger is not None:
                 assert is_even(ledger), ledger
                 ledgers.append(ledger)

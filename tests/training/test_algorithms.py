@@ -58,10 +58,10 @@ def _small_sac(**settings):
     return config.rl_module(model_config={"fcnet_hiddens": [8]})
 
 
-def _simulating(algo, **options):
+def _simulating(algo, address=None, **options):
     space = algo.config.observation_space
     space = type(space)(-1, 1, space.shape, space.dtype)  # CartPole's own bounds are infinite
-    return simulating(address_of(algo), space=space, rows=4, **options)
+    return simulating(address or address_of(algo), space=space, rows=4, **options)
 
 
 def _leaves(result, path=()):
@@ -72,10 +72,15 @@ def _leaves(result, path=()):
             yield (*path, key), value
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
-def test_results_are_finite_after_the_first_episode(ray_session, num_env_runners):
-    with building(_small_ppo(num_env_runners)) as algo, _simulating(algo):
-        for _ in range(2):
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_results_are_finite_and_total_after_the_first_episode(ray_session, num_env_runners):
+    # So short a wait that an iteration takes many sample() calls.
+    config = _small_ppo(num_env_runners, sample_wait_s=0.02)
+    with building(config) as algo, contextlib.ExitStack() as stack:
+        addresses = algo.env_runner_group.foreach_env_runner(lambda runner: runner.address)
+        for address in filter(None, addresses):
+            stack.enter_context(_simulating(algo, address))
+        for _ in range(3):
             result = algo.train()
     not_finite = [
         "/".join(map(str, path))
@@ -84,10 +89,13 @@ def test_results_are_finite_after_the_first_episode(ray_session, num_env_runners
     ]
     assert not_finite == []
     runners = result["env_runners"]
-    assert runners["num_env_steps_sampled_lifetime"] >= 200
-    assert runners["weights_seq_no"] == 1
-    ledger = dict(runners["policy_server"]["ledger"])
-    assert ledger.pop("received") == pytest.approx(sum(ledger.values()))
+    assert runners["num_env_steps_sampled_lifetime"] >= 300
+    assert runners["weights_seq_no"] == 2
+    server = runners["policy_server"]
+    assert server["sessions_opened"] == max(1, num_env_runners)
+    ledger = dict(server["ledger"])
+    assert ledger["delivered"] == runners["num_env_steps_sampled_lifetime"]
+    assert ledger.pop("received") == sum(ledger.values())
 
 
 def test_a_batch_exceeds_its_size_by_less_than_one_fragment(ray_session):
@@ -120,6 +128,7 @@ def test_a_checkpoint_continues_with_its_version_and_counters(
     assert runners["weights_seq_no"] == 3
     sampled = runners["num_env_steps_sampled_lifetime"]
     assert sampled >= runners_before["num_env_steps_sampled_lifetime"] + 100
+    assert runners["policy_server"]["ledger"]["delivered"] == sampled
 
 
 def test_restoring_an_older_checkpoint_takes_its_weights_under_a_newer_version(
