@@ -28,6 +28,12 @@ def quiet_loggers(level: int = logging.ERROR) -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def plain_prefixes() -> None:
+    """Let Ray write no colours where nobody sees them: into files and pipes."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+
+
 class Noise:
     """What was written to standard error meanwhile.
 
@@ -42,18 +48,21 @@ class Noise:
 def quiet_start() -> Iterator[Noise]:
     """Collect standard error, native output included, and print it at the end without the habitual."""
     noise = Noise()
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as collected:
+    shown = sys.stderr  # on a terminal it is the live panel's, which prints above itself
+    shown.flush()
+    with tempfile.TemporaryFile() as collected, contextlib.redirect_stderr(sys.__stderr__):
         real = os.dup(2)
         os.dup2(collected.fileno(), 2)
         try:
             yield noise
         finally:
-            sys.stderr.flush()
+            if sys.__stderr__ is not None:
+                sys.__stderr__.flush()
             os.dup2(real, 2)
             os.close(real)
             collected.seek(0)
             lines = collected.read().splitlines(keepends=True)
             kept = [line for line in lines if not any(known in line for known in _HABITUAL)]
             if noise.wanted:
-                os.write(2, b"".join(kept))
+                shown.write(b"".join(kept).decode(errors="replace"))
+                shown.flush()

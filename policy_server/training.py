@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from policy_server.checkpoints import CheckpointDirectory
 from policy_server.config import PolicyServerConfig
 from policy_server.progress import Display, Progress, ReturnWindow, open_display, progress_of
-from policy_server.ray_noise import Noise, quiet_loggers, quiet_start
+from policy_server.ray_noise import Noise, plain_prefixes, quiet_loggers, quiet_start
 from policy_server.training_config import (
     OptionError,
     TrainOptions,
@@ -132,6 +132,7 @@ def _import_ray() -> None:
 def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
     """Ray, ours unless one is running; it ends with the context."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    plain_prefixes()
     import ray
 
     level = logging.DEBUG if _debugging() else logging.ERROR
