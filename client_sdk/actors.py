@@ -1,7 +1,7 @@
 """``RemoteActor``: asks a policy server for actions over one stream, through thick and thin. Blocking.
 
 The flows of one call (settle what was told, send, wait, ask again, connect again) in the order in
-which they happen; what they mean is ``episode``'s and ``exchange``'s. One call at a time.
+which they happen; what they mean is the tracks' and ``exchange``'s. One call at a time.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from client_sdk.batch_track import BatchTrack
 from client_sdk.config import Timeouts
 from client_sdk.connecting import keep_trying, open_session
-from client_sdk.episode import BatchTrack, EpisodeTrack, Rows, Status, Track
+from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import (
     ClosedClientError,
     ConnectError,
@@ -23,6 +24,7 @@ from client_sdk.errors import (
     UnknownSessionError,
 )
 from client_sdk.exchange import Exchange, Pending, overdue
+from client_sdk.rows import Rows, Status, Track
 from client_sdk.session import logger
 from client_sdk.transport import (
     Attempts,

@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from client_sdk.aio_actor import AioRemoteActor
+from client_sdk.batch_track import BatchTrack
 from client_sdk.client_base import ClientBase
-from client_sdk.episode import BatchTrack, EpisodeTrack, end_status
+from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import ConcurrentUseError, EpisodeEndedError, NotConnectedError
 from client_sdk.exchange import Exchange
+from client_sdk.rows import end_status
 from client_sdk.verbs import AioActor
 
 

@@ -14,9 +14,10 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from client_sdk.aio_transport import AioConnection, AioStream
+from client_sdk.batch_track import BatchTrack
 from client_sdk.config import Address, Timeouts
 from client_sdk.diagnosis import diagnose
-from client_sdk.episode import BatchTrack, EpisodeTrack, Rows, Status, Track
+from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import (
     ClosedClientError,
     ConnectError,
@@ -25,6 +26,7 @@ from client_sdk.errors import (
     UnknownSessionError,
 )
 from client_sdk.exchange import Exchange, Pending, overdue
+from client_sdk.rows import Rows, Status, Track
 from client_sdk.session import logger
 from client_sdk.transport import MAX_REDIRECTS, Attempts, Disconnected, Endpoint
 from client_sdk.wire import policyserver_pb2 as pb

@@ -1,7 +1,7 @@
 """``PolicyClient``: the blocking client, in the verbs of RLlib's old one and as objects.
 
-Thin: what an episode is lives in ``episode``, what travels in ``exchange``, how in ``actors``. Not
-thread-safe, and it says so when it notices; not to be used after a fork.
+Thin: where an episode stands is told by its track, what travels by ``exchange``, how by
+``actors``. Not thread-safe, and it says so when it notices; not to be used after a fork.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any, Self
 import gymnasium as gym
 
 from client_sdk.actors import RemoteActor
+from client_sdk.batch_track import BatchTrack
 from client_sdk.client_base import ClientBase
 from client_sdk.config import Timeouts, TlsConfig
-from client_sdk.episode import BatchTrack, EpisodeTrack, end_status
+from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import EpisodeEndedError
 from client_sdk.exchange import Exchange
+from client_sdk.rows import end_status
 from client_sdk.verbs import Actor
 
 

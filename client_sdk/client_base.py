@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from client_sdk.batch_track import BatchTrack
 from client_sdk.config import Address, Timeouts, TlsConfig, check_token
-from client_sdk.episode import (
-    BatchTrack,
-    EpisodeBook,
-    EpisodeOptions,
-    EpisodeTrack,
-)
+from client_sdk.episode_book import EpisodeBook
+from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import InvalidValueError, LimitExceededError, NotConnectedError
 from client_sdk.exchange import Exchange
 from client_sdk.local_options import LocalOptions
+from client_sdk.rows import EpisodeOptions
 from client_sdk.session import ClientStats, Handshake, Session
 from client_sdk.transport import Endpoint, Guard
 from client_sdk.values import numbers_of_info, sendable_text

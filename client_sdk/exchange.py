@@ -13,7 +13,6 @@ from typing import Any
 import gymnasium as gym
 from google.protobuf.message import DecodeError
 
-from client_sdk.episode import Rows, Track
 from client_sdk.errors import (
     BatchError,
     InternalServerError,
@@ -21,6 +20,7 @@ from client_sdk.errors import (
     PolicyTimeout,
     error_from_fault,
 )
+from client_sdk.rows import Rows, Track
 from client_sdk.session import Handshake, logger
 from client_sdk.templates import RowsTemplate, usable
 from client_sdk.wire import policyserver_pb2 as pb

@@ -11,10 +11,12 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from client_sdk.batch_track import BatchTrack
 from client_sdk.config import Timeouts
-from client_sdk.episode import BatchTrack, EpisodeTrack, Status
+from client_sdk.episode_track import EpisodeTrack
 from client_sdk.local_steps import LocalSteps
 from client_sdk.recorder import Recording
+from client_sdk.rows import Status
 from client_sdk.session import Handshake
 from client_sdk.uploader import Uploader
 

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from client_sdk.episode import EpisodeOptions, Status
 from client_sdk.errors import LimitExceededError
+from client_sdk.rows import EpisodeOptions, Status
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.tensors import tensor_to_proto

@@ -12,7 +12,6 @@ from typing import Any
 import gymnasium as gym
 from google.protobuf import json_format
 
-from client_sdk.episode import Numbering, Status, Track
 from client_sdk.errors import (
     BatchError,
     IncompatibleProtocolError,
@@ -21,6 +20,7 @@ from client_sdk.errors import (
     SpaceMismatchError,
     error_from_fault,
 )
+from client_sdk.rows import Numbering, Status, Track
 from client_sdk.values import finite_number
 from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb

@@ -15,8 +15,8 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Final
 
-from client_sdk.episode import Numbering
 from client_sdk.recorder import CutChunk
+from client_sdk.rows import Numbering
 from client_sdk.session import logger
 
 MEMORY_BYTES: Final = 32 * 2**20

@@ -12,7 +12,7 @@ from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.tensors import wire_dtype
 
 if TYPE_CHECKING:
-    from client_sdk.episode import Rows
+    from client_sdk.rows import Rows
     from client_sdk.wire.batches import SpaceCodec
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from client_sdk.episode import BatchTrack, EpisodeTrack, Status
+from client_sdk.batch_track import BatchTrack
+from client_sdk.episode_track import EpisodeTrack
+from client_sdk.rows import Status
 
 
 class Actor(Protocol):

@@ -3,22 +3,16 @@
 import numpy as np
 import pytest
 
-from client_sdk.episode import (
-    ENDED_IDS_REMEMBERED,
-    BatchTrack,
-    EpisodeBook,
-    EpisodeOptions,
-    EpisodeTrack,
-    Numbering,
-    Status,
-    end_status,
-)
+from client_sdk.batch_track import BatchTrack
+from client_sdk.episode_book import ENDED_IDS_REMEMBERED, EpisodeBook
+from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import (
     EpisodeEndedError,
     InvalidValueError,
     NotFiniteError,
     UnknownEpisodeError,
 )
+from client_sdk.rows import EpisodeOptions, Numbering, Status, end_status
 from client_sdk.values import numbers_of_info
 from tests.client.support import all_seen
 

@@ -6,9 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from client_sdk.episode import EpisodeOptions, Status
 from client_sdk.errors import LimitExceededError
 from client_sdk.recorder import ChunkFormat, Recording
+from client_sdk.rows import EpisodeOptions, Status
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.tensors import tensor_from_proto

@@ -2,8 +2,8 @@
 
 import pytest
 
-from client_sdk.episode import EpisodeOptions, Status
 from client_sdk.recorder import CutChunk, Lineage
+from client_sdk.rows import EpisodeOptions, Status
 from client_sdk.spool import Spool
 
 MANY = 2**40
