@@ -46,23 +46,23 @@ PARTS = {
 
 def serve(path: Path) -> None:
     """``benchmarks.serving``, noting ``[4]`` times of each request: see ``PARTS``."""
+    from policy_server.act_stream import ActStream
     from policy_server.batcher import Batcher
-    from policy_server.service import _ActStream
 
     times: list[list[int]] = []
-    take, infer = _ActStream._take, Batcher._infer
+    take, infer = ActStream._take, Batcher._infer
 
     def timed_infer(self: Batcher, *arguments: Any) -> None:
         times[-1].append(perf_counter_ns())
         infer(self, *arguments)
         times[-1].append(perf_counter_ns())
 
-    def timed_take(self: _ActStream, data: bytes) -> None:
+    def timed_take(self: ActStream, data: bytes) -> None:
         times.append([perf_counter_ns()])
         take(self, data)
         times[-1].append(perf_counter_ns())
 
-    _ActStream._take = timed_take  # type: ignore[method-assign]
+    ActStream._take = timed_take  # type: ignore[method-assign]
     Batcher._infer = timed_infer  # type: ignore[method-assign]
     serving._serve(64, 2.0, versions=False)
     path.write_text(json.dumps(times))

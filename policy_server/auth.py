@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from client_sdk.credentials import token_fault
-from policy_server.faults import abort
+from policy_server.calls import abort
 
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 """What load balancers ask without a token."""

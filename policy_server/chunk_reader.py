@@ -20,8 +20,9 @@ from client_sdk.wire.tensors import DTYPES
 from client_sdk.wire.trees import tree_of
 from policy_server.actions import LOGP, LoggedActions
 from policy_server.episodes import ABANDONED, RUNNING
-from policy_server.experience import POLICY_ID, InferredBatch
+from policy_server.experience import InferredBatch
 from policy_server.policy_check import PolicyCheck
+from policy_server.refusals import check_policy_id, logp_required, nothing_allowed, unknown_agent
 from policy_server.rows import mask_path
 
 if TYPE_CHECKING:
@@ -127,12 +128,7 @@ class ChunkReader:
         if self._mask is not None:
             none = np.flatnonzero(~columns[self._mask][:steps].any(axis=1))
             if len(none):
-                raise Fault(
-                    Reason.SPACE_MISMATCH,
-                    "expected at least one action that is allowed, got none; end the episode "
-                    "where there is nothing left to do",
-                    f'{field}["{self._mask}"][{none[0]}]',
-                )
+                raise nothing_allowed(f'{field}["{self._mask}"][{none[0]}]')
         return columns
 
     def _file(self, chunk: pb.Chunk, field: str) -> PolicyFile:
@@ -230,12 +226,7 @@ class ChunkReader:
             column = _Column(LOGP, (), np.float64)
             logps = column.decode_output(chunk.outputs, steps, field)
         elif self._need_logp:
-            raise Fault(
-                Reason.LOGP_REQUIRED,
-                "this algorithm corrects for how likely the behaviour's actions were: "
-                "log_action needs logp=, the log-density of the action as given here",
-                f'{field}.outputs["{LOGP}"]',
-            )
+            raise logp_required(f'{field}.outputs["{LOGP}"]')
         outputs: dict[str, NDArray[Any]] = {}
         if training and self._outputs:
             if file.exported is None:
@@ -311,17 +302,8 @@ def _module_space(space: gym.Space[Any], actions: NDArray[Any]) -> gym.Space[Any
 
 def _check_names(chunk: pb.Chunk, field: str) -> None:
     if chunk.agent != "":
-        raise Fault(
-            Reason.UNKNOWN_AGENT,
-            f'unknown agent {chunk.agent!r}; this server knows one agent, ""',
-            f"{field}.agent",
-        )
-    if chunk.policy_id not in ("", POLICY_ID):
-        raise Fault(
-            Reason.UNKNOWN_POLICY,
-            f'no policy {chunk.policy_id!r}; this server knows one, "{POLICY_ID}"',
-            f"{field}.policy_id",
-        )
+        raise unknown_agent(chunk.agent, f"{field}.agent")
+    check_policy_id(chunk.policy_id, f"{field}.policy_id")
     if not 0 <= chunk.status <= ABANDONED:
         raise Fault(
             Reason.MALFORMED_TENSOR,

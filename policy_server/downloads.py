@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.faults import Fault, Reason
 from policy_server.experience import POLICY_ID
 from policy_server.policy_files import PolicyFile, PolicyFiles
+from policy_server.refusals import check_policy_id
 from policy_server.waiting import Waiting
 
 PIECE_BYTES = 256 * 1024
@@ -43,12 +43,7 @@ class Downloads:
         Raises:
             Fault: UNKNOWN_POLICY, NOT_READY, or what the call was ended with.
         """
-        if request.policy_id not in ("", POLICY_ID):
-            raise Fault(
-                Reason.UNKNOWN_POLICY,
-                f'no policy {request.policy_id!r}; this server knows one, "{POLICY_ID}"',
-                "policy_id",
-            )
+        check_policy_id(request.policy_id, "policy_id")
         wait_s = min(request.wait.ToMicroseconds() / 1e6, _MAX_WAIT_S)
         known = request.have_sha256
         file = await self.files.other_than(known, wait_s, wait)

@@ -1,4 +1,4 @@
-"""Faults on their way to a client: one wrapper turns any exception into a gRPC status.
+"""Any exception to the fault that a client is told.
 
 Our own refusals are ``Fault``s. Anything else is a bug: the client gets INTERNAL and an incident
 id, the log gets the id and the traceback. Loop thread only.
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import Any, NoReturn
 
-import grpc
-
-from client_sdk.wire.faults import ERROR_TRAILER, Fault, Reason
+from client_sdk.wire.faults import Fault, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +38,3 @@ incidents = Incidents()
 def as_fault(error: Exception, what: str) -> Fault:
     """The fault to tell a client of an exception."""
     return error if isinstance(error, Fault) else incidents.record(what, error)
-
-
-async def abort(context: grpc.aio.ServicerContext[Any, Any], fault: Fault) -> NoReturn:
-    """End a call with a fault: the status, its message, and an ErrorDetail in the trailer."""
-    await context.abort(
-        fault.status,
-        str(fault),
-        trailing_metadata=((ERROR_TRAILER, fault.to_detail().SerializeToString()),),
-    )

@@ -18,6 +18,7 @@ from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from policy_server.actions import LoggedActions
 from policy_server.episodes import ABANDONED, RUNNING, TRUNCATED, AgentTrack, EpisodeBook
+from policy_server.refusals import logp_required, nothing_allowed, unknown_agent
 from policy_server.requests import Ask, Group
 
 _ONLY_AGENT = ""
@@ -137,15 +138,8 @@ class RowRecorder:
     def _check_mask(self, group: Group, path: str) -> None:
         masks = (group.observations or {})[path]
         for index in np.flatnonzero(~masks.any(axis=1)).tolist():
-            group.faults.setdefault(
-                index,
-                Fault(
-                    Reason.SPACE_MISMATCH,
-                    "expected at least one action that is allowed, got none; end the episode where "
-                    "there is nothing left to do",
-                    f'{group.fields.observations}["{path}"][{index}]',
-                ),
-            )
+            field = f'{group.fields.observations}["{path}"][{index}]'
+            group.faults.setdefault(index, nothing_allowed(field))
 
     def _check_observations_optional(self, group: Group, n: int) -> None:
         for index, status in enumerate(group.statuses or [RUNNING] * n):
@@ -164,12 +158,7 @@ class RowRecorder:
         group.faults |= self._actions.row_faults(group.logged, fields.logged_actions, bounds=True)
         if not message.logged_logps:
             if self._need_logp:
-                raise Fault(
-                    Reason.LOGP_REQUIRED,
-                    "this algorithm corrects for how likely the behaviour's actions were: "
-                    "log_action needs logp=, the log-density of the action as given here",
-                    fields.logged_logps,
-                )
+                raise logp_required(fields.logged_logps)
             return
         group.logps = list(message.logged_logps)
         if len(group.logps) != n:
@@ -250,11 +239,7 @@ class RowRecorder:
         """A first row, a last one, a repeat or a mistake. Returns a track that needs an action."""
         field = f"{rows.fields.steps}[{index}]"
         if agent != _ONLY_AGENT:
-            raise Fault(
-                Reason.UNKNOWN_AGENT,
-                f'unknown agent {agent!r}; this server knows one agent, ""',
-                f"{rows.fields.agents}[{index}]",
-            )
+            raise unknown_agent(agent, f"{rows.fields.agents}[{index}]")
         if track is None:
             if book.ended_like(number, agent, step, status):
                 return None

@@ -29,6 +29,7 @@ from client_sdk.traffic import Traffic
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
+from policy_server.acting import Acting
 from policy_server.answers import AnswerEncoder
 from policy_server.auth import TokenInterceptor
 from policy_server.batcher import Batcher
@@ -39,6 +40,7 @@ from policy_server.downloads import Downloads
 from policy_server.episodes import EpisodeStore
 from policy_server.experience import Policy
 from policy_server.faults import incidents
+from policy_server.handshake import Handshake
 from policy_server.local import LocalInference
 from policy_server.policy_files import ExportedPolicy, PolicyFiles
 from policy_server.policy_store import PolicyStore
@@ -181,7 +183,7 @@ class PolicyServer:
             "sessions_expired": parts.sessions.expired,
             "episodes_open": parts.store.open_episodes,
             "episodes_lost": parts.sessions.episodes_lost,
-            "requests": parts.service.requests,
+            "requests": parts.acting.requests,
             "requests_waiting": parts.batcher.waiting + parts.local.gate.waiting,
             "batches": parts.batcher.batches,
             "actions": parts.batcher.actions,
@@ -328,6 +330,7 @@ class _Parts:
             self.store,
             lease_s=config.lease_s,
             max_sessions=config.max_sessions,
+            max_calls=config.max_calls_per_session,
             changed=server._buffer.connected,
         )
         self.batcher = Batcher(
@@ -365,32 +368,39 @@ class _Parts:
             steps_per_upload=server._steps_per_upload,
             hold=server._hold,
         )
-        self.service = PolicyService(
-            sessions=self.sessions,
-            store=self.store,
-            batcher=self.batcher,
-            recorder=RowRecorder(
+        self.acting = Acting(
+            self.store,
+            RowRecorder(
                 server._observation_space,
                 server._action_space,
                 max_rows=config.max_rows_per_request,
                 normalize_actions=server._normalize,
                 logged_actions_need_logp=server._need_logp,
             ),
-            encoder=AnswerEncoder(SpaceCodec(server._action_space)),
-            observation_space=server._observation_space,
-            action_space=server._action_space,
+            self.batcher,
+            AnswerEncoder(SpaceCodec(server._action_space)),
+            max_open_episodes=config.max_open_episodes_per_session,
+        )
+        self.service = PolicyService(
+            sessions=self.sessions,
+            handshake=Handshake(
+                observation_space=server._observation_space,
+                action_space=server._action_space,
+                lease_s=config.lease_s,
+                limits=pb.Limits(
+                    max_rows_per_request=config.max_rows_per_request,
+                    max_open_episodes=config.max_open_episodes_per_session,
+                    max_message_bytes=config.max_message_bytes,
+                ),
+                client_config=config.client_config,
+                local=self.local,
+            ),
+            acting=self.acting,
+            local=self.local,
             policy_version=lambda: (
                 server._policies.current.version if server._policies.current else 0
             ),
-            lease_s=config.lease_s,
-            limits=pb.Limits(
-                max_rows_per_request=config.max_rows_per_request,
-                max_open_episodes=config.max_open_episodes_per_session,
-                max_message_bytes=config.max_message_bytes,
-            ),
-            max_calls=config.max_calls_per_session,
-            client_config=config.client_config,
-            local=self.local,
+            max_open_episodes=config.max_open_episodes_per_session,
         )
 
     def note_policy(self, policy: Policy) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.episodes import EpisodeBook, EpisodeStore
+from policy_server.refusals import draining
 from policy_server.uploads import UploadLog
 
 logger = logging.getLogger(__name__)
@@ -73,12 +74,25 @@ class SessionRegistry:
         *,
         lease_s: float,
         max_sessions: int,
+        max_calls: int,
         changed: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Nobody is connected yet.
+
+        Args:
+            store: Of the episodes.
+            lease_s: A session that nobody named for this long ends.
+            max_sessions: At once.
+            max_calls: Under way at once in one session.
+            changed: Told how many sessions there are.
+            clock: In seconds.
+        """
         self._store = store
         self._lease_s = lease_s
         self._max_sessions = max_sessions
+        self._max_calls = max_calls
+        self._draining = False
         self._changed = changed
         self.clock = clock
         self._sessions: dict[str, Session] = {}
@@ -151,8 +165,9 @@ class SessionRegistry:
         """The session of that id, its lease renewed.
 
         Raises:
-            Fault: UNKNOWN_SESSION.
+            Fault: UNKNOWN_SESSION, or DRAINING.
         """
+        self.check_not_draining()
         session = self._sessions.get(session_id)
         if session is None:
             raise Fault(
@@ -164,6 +179,40 @@ class SessionRegistry:
             )
         session.last_seen_s = self.clock()
         return session
+
+    def admit(self, session: Session, call: Call) -> None:
+        """Count a call among its session's.
+
+        Raises:
+            Fault: LIMIT_EXCEEDED; the session has too many already.
+        """
+        if len(session.calls) >= self._max_calls:
+            raise Fault(
+                Reason.LIMIT_EXCEEDED,
+                f"{len(session.calls)} calls of this session are under way, as many as "
+                f"max_calls_per_session={self._max_calls} allows; wait for their answers, use one "
+                "StreamAct for all, or raise that setting on the server",
+                retry_after_s=0.1,
+            )
+        session.calls.add(call)
+
+    def leave(self, session: Session, call: Call) -> None:
+        """The opposite of ``admit``; from here on the lease runs."""
+        session.calls.discard(call)
+        session.last_seen_s = self.clock()
+
+    def drain(self) -> None:
+        """From now on no session can be found."""
+        self._draining = True
+
+    def check_not_draining(self) -> None:
+        """Refuse what would begin now.
+
+        Raises:
+            Fault: DRAINING.
+        """
+        if self._draining:
+            raise draining()
 
     def close(self, session_id: str) -> None:
         """End a session, its unfinished episodes truncated; unknown ones are fine."""

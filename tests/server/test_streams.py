@@ -222,8 +222,8 @@ def test_answers_that_nobody_reads_stop_the_reading_of_requests():
         Talker(server.address) as talker,
         Talker(server.address) as other,
     ):
-        service = server.server._parts.service
-        of_others = service.requests
+        parts = server.server._parts
+        of_others = parts.acting.requests
         stream = talker.stream(timeout=60.0)
         for episode in range(1, 31):
             stream.send(rows([episode], [0], seen(0)))
@@ -231,9 +231,9 @@ def test_answers_that_nobody_reads_stop_the_reading_of_requests():
         server.publish(2)  # 24 MB, more than the connection takes unread
         for _ in range(3000):
             stream.send()
-        (served,) = service._streams
+        (served,) = parts.service._streams
         taken = -1
-        while taken != (taken := service.requests - of_others):
+        while taken != (taken := parts.acting.requests - of_others):
             for _ in range(20):
                 other.act()  # others are served meanwhile
                 of_others += 1

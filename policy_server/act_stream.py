@@ -1,0 +1,181 @@
+"""One ``StreamAct`` call: requests are read and answers written side by side.
+
+Loop thread only. A task of gRPC's reads and takes requests, one of ours writes what gets ready while
+nothing is taken. What a client neither reads nor waits for is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import grpc
+
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.faults import Fault, Reason
+from policy_server.acting import Acting
+from policy_server.calls import Context, parse
+from policy_server.faults import as_fault
+from policy_server.requests import Ask
+from policy_server.sessions import Session, SessionRegistry
+
+_MAX_UNREAD = 1000
+"""Answers of one stream that its client has not read; beyond that no more requests are."""
+
+
+class ActStream:
+    """One ``StreamAct`` call: reads requests, writes answers in the order they get ready."""
+
+    def __init__(
+        self,
+        context: Context,
+        sessions: SessionRegistry,
+        acting: Acting,
+        *,
+        max_open_episodes: int,
+    ) -> None:
+        """Take a call; nothing is read until ``serve``.
+
+        Args:
+            context: Of the call.
+            sessions: Which of them it works for, its requests name.
+            acting: Answers its requests.
+            max_open_episodes: Of one session.
+        """
+        self._context = context
+        self._sessions = sessions
+        self._acting = acting
+        # One request for each open episode may wait; whatever is beyond that repeats itself.
+        self._max_asks = max_open_episodes + _MAX_UNREAD
+        self._outbox: deque[bytes] = deque()  # serialized answers
+        self._asks: set[Ask] = set()  # unanswered
+        self._news: asyncio.Future[None] | None = None  # what the idle writer waits for
+        # What a reader that is too far ahead waits for.
+        self._room: asyncio.Future[None] | None = None
+        self._writing = False
+        self._taking = False  # a request is being taken; its reader writes what it answers
+        self._ended = False  # the client sends no more, but may wait for what it asked
+        self._session: Session | None = None
+        self._reader: asyncio.Task[Any] | None = None
+        self._fault: Fault | None = None  # what we end it with
+
+    def end(self, fault: Fault) -> None:
+        """See ``sessions.Call``; when draining, what is answered already is still sent."""
+        if self._fault is None:
+            self._fault = fault
+            if self._session is not None:  # what was read already must not work for it
+                self._sessions.leave(self._session, self)
+                self._session = None
+            if self._reader is not None:
+                self._reader.cancel()
+
+    async def serve(self) -> None:
+        """Until the client ends the stream and has its answers, or its connection breaks.
+
+        Raises:
+            Fault: What it was ended with, or the client sent garbage.
+        """
+        self._reader = asyncio.current_task()
+        writer = asyncio.create_task(self._write_answers())
+        try:
+            while (data := await self._context.read()) is not grpc.aio.EOF:  # type: ignore[comparison-overlap]
+                self._take(data)
+                if self._outbox:  # answered at once: no need to wake the writer for it
+                    await self._flush()
+                while len(self._outbox) >= _MAX_UNREAD or len(self._asks) >= self._max_asks:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+            self._ended = True
+            self._wake_writer()
+            # Not awaited itself: our own cancellation must not reach it.
+            await asyncio.wait({writer})
+            writer.result()
+        except asyncio.CancelledError:
+            if self._fault is None:  # the client went away
+                raise
+            if self._fault.reason is Reason.DRAINING:
+                self._ended = True
+                self._wake_writer()
+                await asyncio.wait({writer})
+            raise self._fault from None
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            for ask in list(self._asks):
+                self._acting.withdraw(ask)
+            if self._session is not None:
+                self._sessions.leave(self._session, self)
+
+    def _take(self, data: bytes) -> None:
+        message = parse(pb.StreamActRequest, data)
+        act, number = message.act, message.request
+        self._taking = True
+        try:
+            session = self._session
+            # A session's end ends its streams, and while there is one its lease does not run.
+            if session is None or act.session_id != session.session_id:
+                session = self._enter(act)
+            ask = self._acting.begin(session, act, self._answer, number)
+        except Exception as error:  # told in band: the stream goes on
+            self._refuse(number, as_fault(error, "handling a request failed"))
+            return
+        finally:
+            self._taking = False
+        if not ask.finished:
+            self._asks.add(ask)
+
+    def _enter(self, act: pb.ActRequest) -> Session:
+        """Work for the session that a request names from now on."""
+        session = self._sessions.find(act.session_id)
+        if session is not self._session:
+            self._sessions.admit(session, self)
+            if self._session is not None:
+                self._sessions.leave(self._session, self)
+            self._session = session
+        return session
+
+    def _answer(self, ask: Ask, fault: Fault | None) -> None:
+        self._asks.discard(ask)
+        if fault is None:
+            try:
+                data = self._acting.stream_response(ask)
+            except Fault as error:  # must not cost the other requests of this batch their answers
+                fault = error
+        if fault is not None:
+            self._refuse(ask.number, fault)
+            return
+        self._outbox.append(data)
+        if not self._taking:
+            self._wake_writer()
+
+    def _refuse(self, number: int, fault: Fault) -> None:
+        response = pb.StreamActResponse(request=number, error=fault.to_detail())
+        self._outbox.append(response.SerializeToString())
+        if not self._taking:
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def _flush(self) -> None:
+        if self._writing:  # gRPC takes one write at a time; whoever writes goes on to the end
+            return
+        self._writing = True
+        try:
+            while self._outbox:
+                await self._context.write(self._outbox.popleft())
+                if self._room is not None and not self._room.done():
+                    self._room.set_result(None)
+        finally:
+            self._writing = False
+
+    async def _write_answers(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._flush()
+            if self._ended and not self._asks:
+                return
+            self._news = loop.create_future()
+            await self._news
