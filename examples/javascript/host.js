@@ -102,6 +102,9 @@ server.addService(contract.EnvService.service, {
 });
 const credentials = grpc.ServerCredentials.createInsecure();
 server.bindAsync(`${values.host}:${values.port}`, credentials, (error, port) => {
-  if (error) throw error;
+  if (error) {
+    console.error(`cannot listen on ${values.host}:${values.port}: ${error.message}`);
+    process.exit(1);
+  }
   console.log(`hosting CartPole-v1 on ${values.host}:${port}`);
 });

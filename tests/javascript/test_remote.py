@@ -54,6 +54,19 @@ def test_a_refusal_is_told_in_the_words_of_the_server(tmp_path):
         assert errors.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--sever", "a:1"), ("--episodes", "many"), ("--envs", 0), ("--token-file", "/no/such/file")],
+)
+def test_a_bad_option_is_answered_with_those_that_there_are(arguments):
+    with running("remote.js", *arguments) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert str(arguments[-1]) in errors or arguments[0] in errors
+    assert "--server localhost:9900" in errors
+    assert "    at " not in errors  # no stack
+
+
 def test_a_token_opens_the_door(tmp_path):
     token = tmp_path / "token"
     token.write_text("right\n")
