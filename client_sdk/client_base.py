@@ -24,7 +24,7 @@ from client_sdk.local_options import LocalOptions
 from client_sdk.rows import EpisodeOptions
 from client_sdk.session import ClientStats, Handshake, Session
 from client_sdk.transport import Endpoint, Guard
-from client_sdk.values import numbers_of_info, sendable_text
+from client_sdk.values import check_type, is_number, numbers_of_info, sendable_text
 from client_sdk.wire import policyserver_pb2 as pb
 
 if TYPE_CHECKING:
@@ -56,18 +56,20 @@ class ClientBase:
         # First of all, so that __del__ finds them whatever is refused below.
         self._guard = Guard(self._what)
         self._guard.closed = True
-        if inference_mode not in {"remote", "local"}:
+        if inference_mode not in ("remote", "local"):  # no set: what is unhashable, too
             raise InvalidValueError(
                 f'expected "remote" or "local", got {inference_mode!r}', field="inference_mode"
             )
-        # "not >=" refuses NaN as well.
-        if update_interval is not None and not update_interval >= 0:
+        if update_interval is not None and not (
+            is_number(update_interval) and update_interval >= 0
+        ):
             raise InvalidValueError(
                 f"expected a number of seconds from 0 up, or None, got {update_interval!r}",
                 field="update_interval",
             )
         self._address = Address.parse(address)
-        check_token(token, self._address, tls=tls is not None, insecure=insecure)
+        check_token(token, self._address, tls=tls, insecure=insecure)
+        check_type(timeouts, (Timeouts, type(None)), "Timeouts(...) or None", "timeouts")
         self._endpoint = Endpoint(self._address, tls, token)
         self._timeouts = timeouts or Timeouts()
         self._name = sendable_text(name or f"{socket.gethostname()}-{os.getpid()}", "name")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
+from typing import Any
 from urllib.parse import urlsplit
 
 from client_sdk import pem
 from client_sdk.errors import InvalidValueError
 from client_sdk.pem import Pem
+from client_sdk.values import check_type, is_number
 
 _HEADER_WORD = re.compile(r"[!-~]+")
 """What fits into an HTTP header as one word."""
@@ -35,7 +37,7 @@ class Timeouts:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not (isinstance(value, int | float) and value > 0):
+            if not (is_number(value) and value > 0):
                 raise InvalidValueError(
                     f"expected a positive number of seconds, got {value!r}",
                     field=f"Timeouts.{field.name}",
@@ -156,21 +158,26 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_token(text: str) -> bool:
+def is_token(text: Any) -> bool:
     """Whether it can travel as a bearer token."""
-    return _HEADER_WORD.fullmatch(text) is not None
+    return isinstance(text, str) and _HEADER_WORD.fullmatch(text) is not None
 
 
-def check_token(token: str | None, address: Address, *, tls: bool, insecure: bool) -> None:
+def check_token(
+    token: str | None, address: Address, *, tls: TlsConfig | None, insecure: bool
+) -> None:
     """Refuse to show a token to a network that can read it.
 
     Raises:
-        InvalidValueError: The token would leave this machine in plain text, or is no token.
+        InvalidValueError: The token would leave this machine in plain text, or is no token; or
+            ``tls`` or ``insecure`` is something else.
     """
+    check_type(tls, (TlsConfig, type(None)), "a TlsConfig or None", "tls")
+    check_type(insecure, bool, "True or False", "insecure")
+    expected = "one word of visible ASCII characters, or None"
+    check_type(token, (str, type(None)), expected, "token")
     if token is not None and not is_token(token):
-        raise InvalidValueError(
-            "expected one word of visible ASCII characters, or None", field="token"
-        )
+        raise InvalidValueError(f"expected {expected}", field="token")
     if token is None or tls or insecure or address.is_loopback:
         return
     raise InvalidValueError(

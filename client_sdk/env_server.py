@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
 from typing import Any, Self
 
 import grpc
@@ -28,6 +29,7 @@ from client_sdk.listening import (
     server_options,
     write_atomically,
 )
+from client_sdk.values import check_type, is_number, is_whole
 from client_sdk.wire.faults import ERROR_TRAILER
 
 logger = logging.getLogger(__name__)
@@ -78,13 +80,15 @@ class EnvServerConfig:
 
         def check(condition: bool, field: str, expected: str) -> None:
             if not condition:
-                got = "" if field == "token" else f", got {given[field]!r}"
-                raise ValueError(f"EnvServerConfig.{field}: expected {expected}{got}")
+                value = given[field]
+                got = type(value).__name__ if field in ("token", "tls") else repr(value)
+                raise ValueError(f"EnvServerConfig.{field}: expected {expected}, got {got}")
 
         def check_count(field: str, low: int, high: int) -> None:
             value = given[field]
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            check(whole and low <= value <= high, field, f"a whole number, {low} to {high}")
+            check(
+                is_whole(value) and low <= value <= high, field, f"a whole number, {low} to {high}"
+            )
 
         check(isinstance(given["host"], str) and self.host != "", "host", "a host name or address")
         check_count("port", 0, 65535)
@@ -93,9 +97,13 @@ class EnvServerConfig:
         check_count("max_message_bytes", 1, 2**31 - 1)
         for field in ("lease_s", "keepalive_s"):
             value = given[field]
-            number = isinstance(value, int | float) and 1e-3 <= value <= 1e6
+            number = is_number(value) and 1e-3 <= value <= 1e6
             check(number, field, "a number of seconds, 0.001 to 1e6")
-        token = given["token"]
+        for field in ("insecure", "any_env"):
+            check(isinstance(given[field], bool), field, "True or False")
+        file, tls, token = given["address_file"], given["tls"], given["token"]
+        check(file is None or isinstance(file, str | PathLike), "address_file", "a path or None")
+        check(tls is None or isinstance(tls, ServerTls), "tls", "a ServerTls or None")
         check(token is None or is_token(token), "token", "visible ASCII characters, or None")
         if not (is_loopback(self.host) or self.insecure or (self.tls and self.token)):
             raise ValueError(
@@ -134,9 +142,14 @@ class EnvServer:
             kwargs: Keyword arguments of ``env``; a client's come on top.
 
         Raises:
+            InvalidValueError: An argument is of another type.
             gymnasium.error.Error: No such id.
             ModuleNotFoundError: No such module.
         """
+        if not callable(env):
+            check_type(env, str, "the id of an environment, or a function that makes one", "env")
+        check_type(config, (EnvServerConfig, type(None)), "an EnvServerConfig or None", "config")
+        check_type(kwargs, (Mapping, type(None)), "a dict or None", "kwargs")
         self._config = config or EnvServerConfig()
         self._source = EnvSource(env, kwargs or {}, any_env=self._config.any_env)
         self._registry = EnvRegistry(max_envs=self._config.max_envs, lease_s=self._config.lease_s)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from client_sdk.errors import InvalidValueError
+from client_sdk.values import check_type, is_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,9 @@ class LocalOptions:
                         field=field,
                     )
             return None
+        for field in ("cache_dir", "spool_dir"):
+            kinds = (str, PathLike, type(None))
+            check_type(given[field], kinds, "the path of a directory, or None", field)
         options = cls(
             update_interval,
             None if cache_dir is None else Path(cache_dir),
@@ -54,7 +58,7 @@ class LocalOptions:
         )
         if spool_bytes is None:
             return options
-        if not spool_bytes >= 1:
+        if not (is_whole(spool_bytes) and spool_bytes >= 1):
             raise InvalidValueError(
                 f"expected a positive number of bytes, got {spool_bytes!r}", field="spool_bytes"
             )

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 from client_sdk.errors import InvalidValueError
+from client_sdk.values import check_type
 
 Pem = bytes | str | PathLike[str]
 """PEM data itself, or the path of a file of it."""
@@ -26,8 +27,9 @@ def read(value: Pem, field: str) -> bytes:
         field: Where the value was set, for the message.
 
     Raises:
-        InvalidValueError: Its file cannot be read.
+        InvalidValueError: Its file cannot be read, or it is neither data nor a path.
     """
+    check_type(value, (bytes, str, PathLike), "PEM data or the path of a PEM file", field)
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value.lstrip().startswith(_BEGIN.decode()):

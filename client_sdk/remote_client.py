@@ -17,6 +17,7 @@ from client_sdk.config import Address, TlsConfig, check_token
 from client_sdk.env_driver import EnvDriver
 from client_sdk.errors import InvalidValueError, error_from_fault
 from client_sdk.transport import Endpoint, Guard
+from client_sdk.values import check_type, is_number, is_whole
 from client_sdk.viewer import Viewer
 from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
@@ -67,13 +68,14 @@ class RemoteClient:
                 "render_mode",
             )
         for name, value in (("connect_timeout", connect_timeout), ("step_timeout", step_timeout)):
-            if not value > 0:
+            if not (is_number(value) and value > 0):
                 raise InvalidValueError(
                     f"expected a positive number of seconds, got {value!r}", name
                 )
         self.address = address
         where = Address.parse(address)
-        check_token(token, where, tls=tls is not None, insecure=insecure)
+        check_token(token, where, tls=tls, insecure=insecure)
+        check_type(env_id, (str, type(None)), "the id of an environment, or None", "env_id")
         make = pb.MakeRequest(
             protocol_version=PROTOCOL_VERSION,
             env_id=env_id or "",
@@ -115,7 +117,7 @@ class RemoteClient:
         """
         reset = pb.ResetRequest()
         for seed in seeds or ():
-            if not (_is_whole(seed) and 0 <= seed <= _INT64.max):
+            if not (is_whole(seed) and 0 <= seed <= _INT64.max):
                 raise InvalidValueError(
                     f"expected a whole number from 0 to {_INT64.max}, got {seed!r}", "seed"
                 )
@@ -181,10 +183,6 @@ class RemoteClient:
         if not sys.is_finalizing():
             self.guard.closed = True
             self.driver.abort()
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _shown_here(modes: list[Any]) -> list[Any]:

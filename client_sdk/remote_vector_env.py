@@ -19,6 +19,7 @@ from client_sdk.config import TlsConfig
 from client_sdk.errors import InvalidValueError, error_from_fault
 from client_sdk.remote_client import RemoteClient
 from client_sdk.remote_shell import RemoteShell
+from client_sdk.values import check_type, is_whole
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.structs import dict_of_struct
 
@@ -53,8 +54,10 @@ class RemoteVectorEnv(RemoteShell, VectorEnv[Any, Any, Any]):
     ) -> None:
         """Connect, and have the environments made; see ``RemoteEnv`` for all but ``num_envs``."""
         self.closed = True
-        if num_envs < 1:
-            raise InvalidValueError(f"expected at least 1, got {num_envs!r}", "num_envs")
+        if not (is_whole(num_envs) and num_envs >= 1):
+            raise InvalidValueError(
+                f"expected a whole number of at least 1, got {num_envs!r}", "num_envs"
+            )
         self._remote = remote = RemoteClient(
             type(self).__name__,
             address,
@@ -112,6 +115,9 @@ class RemoteVectorEnv(RemoteShell, VectorEnv[Any, Any, Any]):
             return None
         if isinstance(seed, int | np.integer):
             return [int(seed) + index for index in range(self.num_envs)]
+        check_type(
+            seed, (Sequence, np.ndarray), "a whole number, or one for each environment", "seed"
+        )
         given = [each for each in seed if each is not None]
         if len(seed) != self.num_envs or len(given) not in (0, self.num_envs):
             raise InvalidValueError(

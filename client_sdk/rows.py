@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk.values import check_type
+
 if TYPE_CHECKING:
     from client_sdk.exchange import Pending
     from client_sdk.wire.batches import Columns
@@ -45,6 +47,10 @@ class EpisodeOptions:
     """False keeps it out of training; its return is reported apart."""
     explore: bool = True
     """False takes the likeliest action; kept out of training as well."""
+
+    def __post_init__(self) -> None:
+        for field in ("training_enabled", "explore"):
+            check_type(getattr(self, field), (bool, np.bool_), "True or False", field)
 
     @property
     def are_default(self) -> bool:

@@ -21,6 +21,7 @@ from client_sdk.client import PolicyClient
 from client_sdk.config import Timeouts, TlsConfig
 from client_sdk.errors import InvalidValueError
 from client_sdk.session import ClientStats
+from client_sdk.values import is_whole
 
 RECENT_EPISODES = 100
 """Whose mean return a summary gives."""
@@ -108,8 +109,8 @@ def run_gymnasium(
         gymnasium.error.Error: No such environment.
         PolicyClientError: As ``PolicyClient`` and ``EpisodeBatch.act`` raise.
     """
-    if episodes is not None and episodes < 1:
-        raise InvalidValueError(f"expected at least 1, got {episodes}", field="episodes")
+    if episodes is not None:
+        _check_count(episodes, "episodes")
     with (
         _vector_of(env_or_id, num_envs) as envs,
         PolicyClient(
@@ -201,8 +202,7 @@ def _vector_of(source: EnvSource, num_envs: int) -> Iterator[VectorEnv[Any, Any,
             )
         yield source
         return
-    if num_envs < 1:
-        raise InvalidValueError(f"expected at least 1, got {num_envs}", field="num_envs")
+    _check_count(num_envs, "num_envs")
     if isinstance(source, gym.Env) and num_envs > 1:
         raise InvalidValueError(
             f"one environment cannot be {num_envs}: pass its id, or a function that makes one",
@@ -222,3 +222,8 @@ def _vector_of(source: EnvSource, num_envs: int) -> Iterator[VectorEnv[Any, Any,
         yield envs
     finally:
         envs.close()
+
+
+def _check_count(value: int, field: str) -> None:
+    if not (is_whole(value) and value >= 1):
+        raise InvalidValueError(f"expected a whole number of at least 1, got {value!r}", field)

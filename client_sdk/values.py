@@ -1,4 +1,4 @@
-"""Numbers and names that the application gives beside observations and actions, checked at its door.
+"""What the application gives beside observations and actions, checked at its door.
 
 What is refused here was never noted, so the episode goes on; refused by the server, it would be sent
 again with every row. Pure; any thread.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,26 @@ import numpy as np
 from client_sdk.errors import InvalidValueError, NotFiniteError
 from client_sdk.wire import MAX_METRIC_NAME
 from client_sdk.wire.leaf_kinds import FLOAT32_MAX
+
+
+def check_type(value: Any, kinds: type | tuple[type, ...], expected: str, field: str) -> None:
+    """Refuse an argument of another type; its value, which may be a secret, is not shown.
+
+    Raises:
+        InvalidValueError: It is none of these.
+    """
+    if not isinstance(value, kinds):
+        raise InvalidValueError(f"expected {expected}, got {type(value).__name__}", field=field)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number: to Python True is one, to whoever wrote it hardly."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a number without a fraction by its type."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def numbers_of_info(info: Mapping[Any, Any] | None) -> dict[str, float]:

@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         address = Address.parse(options.address)
         token, tls = credentials.token(options), credentials.client_tls(options)
-        check_token(token, address, tls=tls is not None, insecure=bool(options.insecure))
+        check_token(token, address, tls=tls, insecure=bool(options.insecure))
         endpoint = Endpoint(address, tls, token, peer="host of environments")
         show, finish = _sink(options, address)
     except InvalidValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from numbers import Integral, Real
@@ -15,6 +16,8 @@ ENV_CONFIG_KEY = "policy_server"
 _LONGEST_S = 1e6
 """Bound of everything in seconds: every wait ends."""
 
+_SECRET = ("token", "tls")
+"""Fields of which messages show the type alone."""
 _POSITIVE_SECONDS = ("hold_timeout_s", "wait_timeout_s", "sample_wait_s", "lease_s", "keepalive_s")
 _COUNTS = (
     "max_sessions",
@@ -113,8 +116,9 @@ class PolicyServerConfig:
 
         def check(condition: bool, field: str, expected: str) -> None:
             if not condition:
-                got = "" if field == "token" else f", got {given[field]!r}"
-                raise ValueError(f"PolicyServerConfig.{field}: expected {expected}{got}")
+                value = given[field]
+                got = type(value).__name__ if field in _SECRET else repr(value)
+                raise ValueError(f"PolicyServerConfig.{field}: expected {expected}, got {got}")
 
         def check_number(field: str, low: float, high: float, kind: type, expected: str) -> None:
             value = given[field]
@@ -127,7 +131,7 @@ class PolicyServerConfig:
         check(file is None or isinstance(file, str), "address_file", "a path or None")
         token = given["token"]
         check(
-            token is None or (isinstance(token, str) and is_token(token)),
+            token is None or is_token(token),
             "token",
             "printable ASCII without spaces, or None",
         )
@@ -136,7 +140,8 @@ class PolicyServerConfig:
             "while_learning",
             '"auto", "hold" or "serve"',
         )
-        check(isinstance(given["awaits_checkpoint"], bool), "awaits_checkpoint", "True or False")
+        for field in ("awaits_checkpoint", "insecure"):
+            check(isinstance(given[field], bool), field, "True or False")
         check(self.when_full in ("wait", "discard"), "when_full", '"wait" or "discard"')
         if self.max_policy_lag not in (None, "auto"):
             check_number(
@@ -157,12 +162,13 @@ class PolicyServerConfig:
             "a dict of JSON values with strings as keys",
         )
         if isinstance(self.tls, dict):  # after a trip through JSON
-            object.__setattr__(self, "tls", ServerTls(**self.tls))
+            with contextlib.suppress(TypeError):  # keys that are no fields, or too few
+                object.__setattr__(self, "tls", ServerTls(**self.tls))
+        tls = given["tls"]
+        check(tls is None or isinstance(tls, ServerTls), "tls", "a ServerTls, its dict, or None")
         if self.tls is not None:
             self.tls.check()
-        check_exposure(
-            self.host, protected=bool(self.tls and self.token), insecure=bool(self.insecure)
-        )
+        check_exposure(self.host, protected=bool(self.tls and self.token), insecure=self.insecure)
 
     def to_env_config(self) -> dict[str, Any]:
         """The ``env_config`` that carries this configuration through RLlib."""

@@ -55,8 +55,14 @@ def fails(capsys, *arguments):
         ((*TRAIN, "--client-config", "[]"), "expected a JSON object"),
         ((*TRAIN, "--no-such-option"), "unrecognized arguments: --no-such-option"),
         (("train", "--config", "a.b:c", "--algo", "PPO"), "not allowed with argument --config"),
-        (("train", "--spaces", "nowhere.json"), "argument --spaces: nowhere.json: No such file"),
-        (("train", "--env", "CartPoole-v1"), "argument --env: Environment `CartPoole` doesn't"),
+        (
+            ("train", "--port", "0", "--spaces", "nowhere.json"),
+            "argument --spaces: nowhere.json: No such file",
+        ),
+        (
+            ("train", "--port", "0", "--env", "CartPoole-v1"),
+            "argument --env: Environment `CartPoole` doesn't",
+        ),
         (("train", "--config", "no_such_module:f"), "cannot import no_such_module"),
         (("train", "--config", "json"), "expected package.module:attribute"),
         (("train", "--config", "json:no"), "json has no 'no'"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client_sdk import PolicyClient, Timeouts, TlsConfig
+from client_sdk import AsyncPolicyClient, PolicyClient, Timeouts, TlsConfig
 from client_sdk.config import Address, check_token
 from client_sdk.errors import InvalidValueError, NotReadyError, UnauthenticatedError
 from client_sdk.transport import Attempts, Backoff, Disconnected, Endpoint
@@ -51,10 +51,10 @@ def test_loopback_is_known(host, expected):
 
 def test_a_token_leaves_this_machine_only_encrypted_or_when_told_to():
     far, near = Address("trainer", 1), Address("localhost", 1)
-    check_token("t", near, tls=False, insecure=False)
-    check_token("t", far, tls=True, insecure=False)
-    check_token("t", far, tls=False, insecure=True)
-    check_token(None, far, tls=False, insecure=False)
+    check_token("t", near, tls=None, insecure=False)
+    check_token("t", far, tls=TlsConfig(), insecure=False)
+    check_token("t", far, tls=None, insecure=True)
+    check_token(None, far, tls=None, insecure=False)
     with pytest.raises(InvalidValueError, match="plain text") as caught:
         PolicyClient("trainer:1", token="hidden-word")
     assert "hidden-word" not in str(caught.value)
@@ -71,6 +71,43 @@ def test_another_inference_mode_is_refused_naming_both(mode):
 def test_a_timeout_is_a_positive_number(field, value):
     with pytest.raises(InvalidValueError, match=f"Timeouts.{field}"):
         Timeouts(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"inference_mode": ["local"]}, 'expected "remote" or "local", got \\[\'local\'\\]'),
+        ({"update_interval": "1"}, "expected a number of seconds from 0 up, or None, got '1'"),
+        ({"token": 3}, "expected one word of visible ASCII characters, or None, got int"),
+        ({"tls": "ca.pem"}, "expected a TlsConfig or None, got str"),
+        ({"insecure": "no"}, "expected True or False, got str"),
+        ({"timeouts": 3}, r"expected Timeouts\(...\) or None, got int"),
+        ({"observation_space": 3}, "expected Box, .*, got int"),
+        ({"cache_dir": 3}, "expected the path of a directory, or None, got int"),
+        ({"spool_dir": b"x"}, "expected the path of a directory, or None, got bytes"),
+        ({"spool_bytes": "1"}, "expected a positive number of bytes, got '1'"),
+        ({"spool_bytes": 1.5}, "expected a positive number of bytes, got 1.5"),
+    ],
+)
+@pytest.mark.parametrize("make", [PolicyClient, AsyncPolicyClient])
+def test_an_argument_of_another_type_is_refused_by_name(make, options, expected):
+    field = next(iter(options))
+    with pytest.raises(InvalidValueError, match=f"^{field}: {expected}"):
+        make("localhost:1", **{"inference_mode": "local", **options})
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("root_certificates", {"root_certificates": 3}),
+        ("certificate", {"certificate": 3, "key": b""}),
+        ("key", {"certificate": b"", "key": 3}),
+    ],
+)
+def test_a_certificate_is_data_or_a_path(field, given):
+    expected = rf"TlsConfig\.{field}: expected PEM data or the path of a PEM file, got int"
+    with pytest.raises(InvalidValueError, match=expected):
+        TlsConfig(**given)
 
 
 def test_a_timeout_may_be_for_ever():

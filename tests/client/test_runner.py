@@ -96,7 +96,9 @@ def test_another_autoreset_is_refused(server, mode):
     [
         (Ramp(), {"num_envs": 2}, "num_envs"),
         (Ramp, {"num_envs": 0}, "num_envs"),
+        (Ramp, {"num_envs": "2"}, "num_envs: expected a whole number of at least 1, got '2'"),
         (Ramp, {"episodes": 0}, "episodes"),
+        (Ramp, {"episodes": 1.5}, "episodes: expected a whole number of at least 1, got 1.5"),
         (Ramp, {"inference_mode": "both"}, "remote"),
     ],
 )

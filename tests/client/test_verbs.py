@@ -549,6 +549,13 @@ def test_a_batch_beyond_a_limit_is_refused_with_the_setting(kind):
             batch.act(np.zeros((6, 4)))
 
 
+@pytest.mark.parametrize("option", ["training_enabled", "explore"])
+def test_an_option_of_an_episode_is_true_or_false(client, option):
+    for begin in (client.episode, lambda **options: client.episodes(2, **options)):
+        with pytest.raises(InvalidValueError, match=f"^{option}: expected True or False, got str"):
+            begin(**{option: "no"})
+
+
 def test_a_batch_that_was_left_is_over(client):
     with client.episodes(2) as batch:
         batch.act(np.zeros((2, 4)))

@@ -10,6 +10,7 @@ import pytest
 from client_sdk import PolicyClient, RemoteEnv, RemoteVectorEnv, Timeouts
 from client_sdk.config import Address
 from client_sdk.env_connection import EnvConnection
+from client_sdk.env_server import EnvServer, EnvServerConfig
 from client_sdk.errors import (
     ConnectTimeout,
     EnvironmentFailedError,
@@ -168,6 +169,8 @@ def test_seeds_are_for_all_environments_or_for_none(host):
         for seed in ([1], [1, None], [1, 2, 3]):
             with pytest.raises(InvalidValueError, match="a seed for each of 2"):
                 envs.reset(seed=seed)
+        with pytest.raises(InvalidValueError, match=r"seed: expected a whole .* got float"):
+            envs.reset(seed=1.5)
         envs.reset(seed=[None, None])
 
 
@@ -198,6 +201,56 @@ def test_a_render_mode_that_is_no_frame_is_refused(host):
 def test_a_timeout_that_is_none_is_refused(host, setting):
     with pytest.raises(InvalidValueError, match=setting):
         RemoteEnv(host.address, **{setting: 0})
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "expected"),
+    [
+        (RemoteEnv, {"env_id": 3}, "the id of an environment, or None, got int"),
+        (RemoteEnv, {"kwargs": "level"}, "a dict, got str"),
+        (RemoteEnv, {"render_mode": ["human"]}, ".* got \\['human'\\]"),
+        (RemoteEnv, {"connect_timeout": "3"}, "a positive number of seconds, got '3'"),
+        (RemoteEnv, {"step_timeout": None}, "a positive number of seconds, got None"),
+        (RemoteEnv, {"token": 3}, "one word of visible ASCII characters, or None, got int"),
+        (RemoteEnv, {"tls": "ca.pem"}, "a TlsConfig or None, got str"),
+        (RemoteEnv, {"insecure": "no"}, "True or False, got str"),
+        (RemoteVectorEnv, {"num_envs": "3"}, "a whole number of at least 1, got '3'"),
+        (RemoteVectorEnv, {"num_envs": 2.5}, "a whole number of at least 1, got 2.5"),
+        (RemoteVectorEnv, {"num_envs": True}, "a whole number of at least 1, got True"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_by_name(make, argument, expected):
+    field = next(iter(argument))
+    with pytest.raises(InvalidValueError, match=f"^{field}: expected {expected}"):
+        make("localhost:1", **argument)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("host", 3, "a host name or address, got 3"),
+        ("port", "9901", "a whole number, 0 to 65535, got '9901'"),
+        ("address_file", 3, "a path or None, got 3"),
+        ("token", 3, "visible ASCII characters, or None, got int"),
+        ("tls", {"key": "-----BEGIN"}, "a ServerTls or None, got dict$"),
+        ("insecure", "no", "True or False, got 'no'"),
+        ("any_env", 1, "True or False, got 1"),
+        ("max_envs", 2.0, "a whole number, 1 to 1048576, got 2.0"),
+        ("max_watchers", None, "a whole number, 1 to 4096, got None"),
+        ("lease_s", "60", "a number of seconds, 0.001 to 1e6, got '60'"),
+        ("keepalive_s", True, "a number of seconds, 0.001 to 1e6, got True"),
+        ("max_message_bytes", "1", "a whole number, 1 to 2147483647, got '1'"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_name(field, value, expected):
+    with pytest.raises(ValueError, match=rf"^EnvServerConfig\.{field}: expected {expected}"):
+        EnvServerConfig(**{field: value})
+
+
+@pytest.mark.parametrize("arguments", [{"env": 3}, {"config": {"port": 0}}, {"kwargs": ["level"]}])
+def test_a_host_of_something_else_is_refused_by_name(arguments):
+    with pytest.raises(InvalidValueError, match=f"^{next(iter(arguments))}: expected"):
+        EnvServer(**{"env": "CartPole-v1", **arguments})
 
 
 def test_keyword_arguments_reach_the_environment_and_those_that_cannot_be_sent_are_refused():
