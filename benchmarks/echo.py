@@ -18,8 +18,9 @@ from typing import Any
 
 import grpc
 
+from client_sdk.channel import Stream
 from client_sdk.config import Address
-from client_sdk.transport import Endpoint, Stream
+from client_sdk.endpoint import Endpoint
 from policy_server.config import PolicyServerConfig
 from policy_server.server import _server_options
 

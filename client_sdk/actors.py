@@ -12,9 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from client_sdk.attempts import Attempts
 from client_sdk.batch_track import BatchTrack
+from client_sdk.call_errors import Disconnected, Overdue
+from client_sdk.channel import Stream
 from client_sdk.config import Timeouts
 from client_sdk.connecting import keep_trying, open_session
+from client_sdk.endpoint import Endpoint
 from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import (
     ClosedClientError,
@@ -26,14 +30,7 @@ from client_sdk.errors import (
 from client_sdk.exchange import Exchange, Pending, overdue
 from client_sdk.rows import Rows, Status, Track
 from client_sdk.session import logger
-from client_sdk.transport import (
-    Attempts,
-    Connection,
-    Disconnected,
-    Endpoint,
-    Overdue,
-    Stream,
-)
+from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns
 

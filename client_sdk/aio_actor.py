@@ -14,9 +14,12 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from client_sdk.aio_transport import AioConnection, AioStream
+from client_sdk.attempts import MAX_REDIRECTS, Attempts
 from client_sdk.batch_track import BatchTrack
+from client_sdk.call_errors import Disconnected
 from client_sdk.config import Address, Timeouts
 from client_sdk.diagnosis import diagnose
+from client_sdk.endpoint import Endpoint
 from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import (
     ClosedClientError,
@@ -28,7 +31,6 @@ from client_sdk.errors import (
 from client_sdk.exchange import Exchange, Pending, overdue
 from client_sdk.rows import Rows, Status, Track
 from client_sdk.session import logger
-from client_sdk.transport import MAX_REDIRECTS, Attempts, Disconnected, Endpoint
 from client_sdk.wire import policyserver_pb2 as pb
 
 MAX_UNANSWERED = 1024

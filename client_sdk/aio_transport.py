@@ -1,4 +1,7 @@
-"""Channels and streams on ``grpc.aio``: the same as ``transport``'s, for one event loop."""
+"""``AioConnection`` and ``AioStream``: ``PolicyService`` on ``grpc.aio``, as ``transport`` is blocking.
+
+One event loop.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,11 @@ from typing import Any, TypeVar
 
 import grpc
 
+from client_sdk.call_errors import Disconnected, error_of_status, error_of_stream
 from client_sdk.config import Address
+from client_sdk.endpoint import Endpoint
 from client_sdk.errors import PolicyClientError
-from client_sdk.transport import (
-    Disconnected,
-    Endpoint,
-    error_of_status,
-    error_of_stream,
-    method,
-)
+from client_sdk.transport import SERVICE
 from client_sdk.wire import policyserver_pb2 as pb
 
 _T = TypeVar("_T")
@@ -63,7 +62,7 @@ class AioConnection:
     ) -> AsyncIterator[pb.GetPolicyResponse]:
         """Call ``GetPolicy``: a header, then pieces; raises as ``open_session``, while read."""
         call: Any = self._channel.unary_stream(
-            method("GetPolicy"),
+            _path("GetPolicy"),
             pb.GetPolicyRequest.SerializeToString,
             pb.GetPolicyResponse.FromString,
         )
@@ -84,7 +83,7 @@ class AioConnection:
 
     def stream_act(self) -> AioStream:
         """Call ``StreamAct``."""
-        call: Any = self._channel.stream_stream(method("StreamAct"))
+        call: Any = self._channel.stream_stream(_path("StreamAct"))
         return AioStream(call(metadata=self._metadata or None))
 
     async def close(self) -> None:
@@ -93,7 +92,7 @@ class AioConnection:
 
     async def _unary(self, name: str, request: Any, answer: type[_T], timeout_s: float) -> _T:
         reader: Callable[[bytes], _T] = answer.FromString  # type: ignore[attr-defined]
-        call: Any = self._channel.unary_unary(method(name), type(request).SerializeToString, reader)
+        call: Any = self._channel.unary_unary(_path(name), type(request).SerializeToString, reader)
         try:
             response: _T = await call(request, timeout=timeout_s, metadata=self._metadata or None)
         except grpc.aio.AioRpcError as error:
@@ -157,6 +156,10 @@ class AioStream:
         """Give up the stream."""
         with contextlib.suppress(asyncio.InvalidStateError):
             self._call.cancel()
+
+
+def _path(name: str) -> str:
+    return f"/{SERVICE}/{name}"
 
 
 def _is_cancelled() -> bool:

@@ -16,14 +16,15 @@ import gymnasium as gym
 
 from client_sdk.batch_track import BatchTrack
 from client_sdk.config import Address, Timeouts, TlsConfig, check_token
+from client_sdk.endpoint import Endpoint
 from client_sdk.episode_book import EpisodeBook
 from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import InvalidValueError, LimitExceededError, NotConnectedError
 from client_sdk.exchange import Exchange
+from client_sdk.guard import Guard
 from client_sdk.local_options import LocalOptions
 from client_sdk.rows import EpisodeOptions
 from client_sdk.session import ClientStats, Handshake, Session
-from client_sdk.transport import Endpoint, Guard
 from client_sdk.values import check_type, is_number, numbers_of_info, sendable_text
 from client_sdk.wire import policyserver_pb2 as pb
 

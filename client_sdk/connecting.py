@@ -8,10 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from client_sdk.attempts import MAX_REDIRECTS, Attempts
+from client_sdk.call_errors import Disconnected
 from client_sdk.config import Address
 from client_sdk.diagnosis import diagnose
+from client_sdk.endpoint import Endpoint
 from client_sdk.errors import ConnectError, PolicyClientError
-from client_sdk.transport import MAX_REDIRECTS, Attempts, Connection, Disconnected, Endpoint
+from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 
 

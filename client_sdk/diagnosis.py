@@ -14,6 +14,7 @@ import time
 
 from client_sdk import pem
 from client_sdk.config import Address
+from client_sdk.endpoint import Endpoint
 from client_sdk.errors import (
     ConnectError,
     ConnectRefused,
@@ -21,7 +22,6 @@ from client_sdk.errors import (
     NameNotResolved,
     TlsError,
 )
-from client_sdk.transport import Endpoint
 
 
 def diagnose(endpoint: Endpoint, waited_s: float, why: str, timeout_s: float) -> ConnectError:

@@ -14,7 +14,11 @@ from typing import Any
 import gymnasium as gym
 from google.protobuf.message import DecodeError
 
+from client_sdk.attempts import Attempts
+from client_sdk.call_errors import Disconnected, Overdue
+from client_sdk.channel import Stream
 from client_sdk.diagnosis import diagnose
+from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import (
     EnvironmentFailedError,
@@ -28,7 +32,6 @@ from client_sdk.errors import (
     error_from_fault,
 )
 from client_sdk.traffic import Traffic
-from client_sdk.transport import Attempts, Disconnected, Endpoint, Overdue, Stream
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.spaces import diff, space_from_proto

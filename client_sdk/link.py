@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from client_sdk.attempts import Attempts
 from client_sdk.config import Timeouts
 from client_sdk.connecting import keep_trying, open_session
+from client_sdk.endpoint import Endpoint
 from client_sdk.errors import ClosedClientError, PolicyClientError, PolicyTimeout
 from client_sdk.session import Handshake, Session, logger
-from client_sdk.transport import Attempts, Connection, Endpoint
+from client_sdk.transport import Connection
 
 _LONGEST_WAIT_S = threading.TIMEOUT_MAX
 

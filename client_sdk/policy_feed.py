@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk.attempts import Backoff
+from client_sdk.call_errors import Disconnected
 from client_sdk.errors import (
     ClosedClientError,
     InvalidValueError,
@@ -26,7 +28,7 @@ from client_sdk.errors import (
 from client_sdk.link import Link
 from client_sdk.policy_cache import PolicyCache
 from client_sdk.session import logger
-from client_sdk.transport import Backoff, Connection, Disconnected
+from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns
 

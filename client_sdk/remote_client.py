@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.config import Address, TlsConfig, check_token
+from client_sdk.endpoint import Endpoint
 from client_sdk.env_driver import EnvDriver
 from client_sdk.errors import InvalidValueError, error_from_fault
-from client_sdk.transport import Endpoint, Guard
+from client_sdk.guard import Guard
 from client_sdk.values import check_type, is_number, is_whole
 from client_sdk.viewer import Viewer
 from client_sdk.wire import PROTOCOL_VERSION

@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from client_sdk.attempts import Backoff
+from client_sdk.call_errors import Disconnected
 from client_sdk.config import Timeouts
+from client_sdk.endpoint import Endpoint
 from client_sdk.errors import (
     ClosedClientError,
     ConnectError,
@@ -31,7 +34,7 @@ from client_sdk.policy_feed import LoadedPolicy, PolicyFeed
 from client_sdk.recorder import CutChunk, Lineage
 from client_sdk.session import Handshake, logger
 from client_sdk.spool import Entry, Spool
-from client_sdk.transport import Backoff, Connection, Disconnected, Endpoint
+from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk import credentials
+from client_sdk.call_errors import Disconnected
 from client_sdk.config import Address, check_token
 from client_sdk.diagnosis import diagnose
+from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import InvalidValueError, PolicyClientError, error_from_fault
 from client_sdk.option_types import EXIT_USAGE, number, positive_seconds, whole_number
-from client_sdk.transport import Disconnected, Endpoint
 from client_sdk.video import VideoFile
 from client_sdk.viewer import Viewer
 from client_sdk.wire import policyserver_pb2 as pb

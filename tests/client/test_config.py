@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from client_sdk import AsyncPolicyClient, PolicyClient, Timeouts, TlsConfig
+from client_sdk.attempts import Attempts, Backoff
+from client_sdk.call_errors import Disconnected
 from client_sdk.config import Address, check_token
+from client_sdk.endpoint import Endpoint
 from client_sdk.errors import InvalidValueError, NotReadyError, UnauthenticatedError
-from client_sdk.transport import Attempts, Backoff, Disconnected, Endpoint
 from tests.authority import Authority
 
 

@@ -13,6 +13,7 @@ import pytest
 from client_sdk import BatchError, PolicyTimeout, Timeouts
 from client_sdk.config import Address
 from client_sdk.diagnosis import diagnose
+from client_sdk.endpoint import Endpoint
 from client_sdk.errors import (
     ClosedClientError,
     ConnectError,
@@ -21,7 +22,6 @@ from client_sdk.errors import (
     InternalServerError,
     NameNotResolved,
 )
-from client_sdk.transport import Endpoint
 from tests.client.support import PATIENCE_S, Relay, all_seen, connect_once, connected, seen
 from tests.servers import serving
 

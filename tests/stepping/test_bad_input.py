@@ -9,6 +9,7 @@ import pytest
 
 from client_sdk import PolicyClient, RemoteEnv, RemoteVectorEnv, Timeouts
 from client_sdk.config import Address
+from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.env_server import EnvServer, EnvServerConfig
 from client_sdk.errors import (
@@ -25,7 +26,6 @@ from client_sdk.errors import (
     UnauthenticatedError,
     UnknownEnvironmentError,
 )
-from client_sdk.transport import Endpoint
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from tests.servers import serving

@@ -13,6 +13,7 @@ import pytest
 
 from client_sdk import RemoteEnv, RemoteVectorEnv
 from client_sdk.config import Address
+from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.env_server import EnvServer, EnvServerConfig
 from client_sdk.errors import (
@@ -24,7 +25,6 @@ from client_sdk.errors import (
     SpaceMismatchError,
     UnknownEnvironmentError,
 )
-from client_sdk.transport import Endpoint
 from client_sdk.wire import policyserver_pb2 as pb
 from tests.client.support import Relay
 from tests.stepping.support import (

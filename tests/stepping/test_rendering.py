@@ -13,6 +13,7 @@ import pytest
 
 from client_sdk import RemoteEnv, RemoteVectorEnv
 from client_sdk.config import Address
+from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import (
     EnvironmentFailedError,
@@ -21,7 +22,6 @@ from client_sdk.errors import (
     StepOutOfOrderError,
     WrongModeError,
 )
-from client_sdk.transport import Endpoint
 from client_sdk.video import VideoFile
 from client_sdk.viewer import Viewer
 from client_sdk.wire import policyserver_pb2 as pb
