@@ -154,6 +154,8 @@ class Spool:
         self._bytes = 0
         self._taken_bytes = 0
         self._memory_bytes = 0
+        self._steps = 0
+        self._taken_steps = 0
         self._session = 1
         self._next_sequence = 1
         self._numbering = Numbering()
@@ -186,7 +188,7 @@ class Spool:
     def untaken_steps(self) -> int:
         """Likewise, in steps."""
         with self._lock:
-            return sum(entry.chunk.steps for entry in (*self._in_flight, *self._waiting))
+            return self._steps - self._taken_steps
 
     def add(self, chunks: Iterable[CutChunk]) -> None:
         """Keep chunks, and forget the oldest ones if they are too many."""
@@ -196,6 +198,7 @@ class Spool:
             for chunk in chunks:
                 entry = Entry(chunk)
                 self._bytes += entry.size_bytes
+                self._steps += chunk.steps
                 fits = self._memory_bytes + entry.size_bytes <= self._memory_limit
                 if fits or not self._store(entry):
                     self._memory_bytes += entry.size_bytes
@@ -285,7 +288,7 @@ class Spool:
             self._forget_delivered(delivered_sequence)
             self._waiting.extendleft(reversed(self._taken))
             self._taken.clear()
-            self._taken_bytes = 0
+            self._taken_bytes = self._taken_steps = 0
             self._session += 1
             self._next_sequence = 1
 
@@ -296,6 +299,7 @@ class Spool:
             for entry in (*self._taken, *self._in_flight, *self._waiting):
                 self._release(entry)
             self._taken.clear()
+            self._taken_bytes = self._taken_steps = 0
             self._in_flight.clear()
             self._waiting.clear()
             if self._segment is not None:
@@ -382,15 +386,18 @@ class Spool:
     def _note_taken(self, entries: Sequence[Entry]) -> None:
         self._taken.extend(entries)
         self._taken_bytes += sum(entry.size_bytes for entry in entries)
+        self._taken_steps += sum(entry.chunk.steps for entry in entries)
 
     def _release_taken(self) -> None:
         """Forget the oldest that the server has: it cannot be offered to another one any more."""
         entry = self._taken.popleft()
         self._taken_bytes -= entry.size_bytes
+        self._taken_steps -= entry.chunk.steps
         self._release(entry)
 
     def _release(self, entry: Entry) -> None:
         self._bytes -= entry.size_bytes
+        self._steps -= entry.chunk.steps
         self._memory_bytes -= 0 if entry.on_disk else entry.size_bytes
         with contextlib.suppress(OSError):
             entry.forget()

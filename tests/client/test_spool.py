@@ -102,6 +102,36 @@ def test_the_oldest_goes_first_and_its_episode_goes_on_as_another(directory):
     experience.spool.close()
 
 
+def test_steps_that_the_server_does_not_have_are_counted(directory):
+    experience = Experience(limit_bytes=8000, directory=directory)
+    spool, bad, good = experience.spool, experience.episode(), experience.episode()
+    for step in (0, 10):
+        experience.write(bad, step)
+        experience.write(good, step)
+    assert spool.untaken_steps() == 40
+    experience.take(limit_steps=30)
+    assert spool.untaken_steps() == 40  # on their way is not there
+    spool.answered(2, 1)
+    assert spool.untaken_steps() == 20
+    spool.another_session(1)  # which has the delivered one alone
+    assert spool.untaken_steps() == 30
+    (first, *_) = experience.take()
+    assert first.chunk.lineage is good
+    spool.refused({2})  # of the bad one
+    assert spool.untaken_steps() == 20
+    spool.answered(3, 3)
+    assert spool.untaken_steps() == 0
+    experience.write(good, 20)
+    experience.take()
+    spool.rejected()
+    assert spool.untaken_steps() == 0
+    for step in range(0, 90, 10):  # one too many
+        experience.write(good, step, steps=7)
+    assert spool.untaken_steps() == 8 * 7
+    spool.close()
+    assert spool.untaken_steps() == 0
+
+
 def test_what_the_server_has_goes_before_what_it_has_not():
     experience = Experience(limit_bytes=4000)
     lineage = experience.episode()
