@@ -217,7 +217,6 @@ def main() -> None:
     report.write_json(
         options.results,
         "acting",
-        "python -m benchmarks.acting",
         {"results": results, "ledger": ledger},
     )
     plot(results, options.results / "acting.png")

@@ -177,9 +177,7 @@ def main() -> None:
             for name in results["1"]
         ],
     )
-    report.write_json(
-        options.results, "anatomy", "python -m benchmarks.anatomy", {"microseconds": results}
-    )
+    report.write_json(options.results, "anatomy", {"microseconds": results})
 
 
 if __name__ == "__main__":

@@ -96,9 +96,7 @@ def main() -> None:
             for result in results
         ],
     )
-    report.write_json(
-        options.results, "inference", "python -m benchmarks.inference", {"results": results}
-    )
+    report.write_json(options.results, "inference", {"results": results})
 
 
 if __name__ == "__main__":

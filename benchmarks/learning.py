@@ -233,7 +233,6 @@ def main() -> None:
     report.write_json(
         options.results,
         "learning",
-        f"python -m benchmarks.learning --seeds {options.seeds}",
         {"ratio_wall_time": ratios, "env_steps_within": within, "summary": rows, "runs": runs},
     )
     plot(runs, options.results / "learning.png")

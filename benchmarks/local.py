@@ -323,7 +323,6 @@ def main() -> None:
     report.write_json(
         options.results,
         "local",
-        "python -m benchmarks.local",
         {
             "env_steps_per_s": speeds,
             "act_p50_s": act_s,

@@ -83,7 +83,6 @@ def main() -> None:
     report.write_json(
         options.results,
         "memory",
-        f"python -m benchmarks.memory --steps {options.steps}",
         {"readings": readings, "growth_second_half_mib": growth, **numbers},
     )
     plot(readings, options.results / "memory.png")

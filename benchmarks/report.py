@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+_PLACES = ("--results", "--peers")
+"""Options that say where something lies."""
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
     """A parser with what every benchmark takes."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="directory of the JSON file and the plot"
     )
@@ -43,12 +48,28 @@ def verdict(value: float, goal: float | None, *, at_most: bool = False) -> str:
     return f" ({'meets' if met else 'misses'} {goal:,g})"
 
 
-def write_json(directory: Path, name: str, command: str, results: Mapping[str, Any]) -> Path:
-    """Write what was measured, where, when, at which commit and by which command."""
+def command_line(name: str, arguments: Sequence[str]) -> str:
+    """What was called, less the places on this machine: options whose values are paths."""
+    options: list[list[str]] = []
+    for word in arguments:
+        if word.startswith("--"):
+            options.append(word.split("=", 1))
+        elif options:
+            options[-1].append(word)
+    told = [
+        option
+        for option in options
+        if option[0] not in _PLACES and not any(Path(word).is_absolute() for word in option)
+    ]
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *itertools.chain(*told)])
+
+
+def write_json(directory: Path, name: str, results: Mapping[str, Any]) -> Path:
+    """Write what benchmarks/NAME.py measured, where, when, at which commit, by which command."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"
     document = {
-        "command": command,
+        "command": command_line(name, sys.argv[1:]),
         "commit": commit(),
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{os.cpu_count()} cores, {platform.system()}, Python "

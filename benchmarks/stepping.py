@@ -189,7 +189,6 @@ def main() -> None:
     report.write_json(
         options.results,
         "stepping",
-        "python -m benchmarks.stepping",
         {"figures": figures, "one": one, "many": many, "images": seen},
     )
 

@@ -179,7 +179,6 @@ def main() -> None:
     report.write_json(
         options.results,
         "while_learning",
-        f"python -m benchmarks.while_learning --iterations {options.iterations}",
         {"latency": figures, "ratio_p99": ratio},
     )
     plot(starts - starts[0], latencies_ms, np.array(learning) - starts[0], options.results)
