@@ -60,6 +60,11 @@ class ActStream:
         self._reader: asyncio.Task[Any] | None = None
         self._fault: Fault | None = None  # what we end it with
 
+    @property
+    def named(self) -> bool:
+        """Whether a request has named its session."""
+        return self._session is not None
+
     def end(self, fault: Fault) -> None:
         """See ``sessions.Call``; when draining, what is answered already is still sent."""
         if self._fault is None:

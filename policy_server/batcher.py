@@ -152,6 +152,7 @@ class Batcher:
         """The client went away: its rows stay, but nobody waits for the answer."""
         if ask.finished:
             return
+        ask.part()  # else a row that is held would keep it, and its columns, as long
         try:
             self._gated.remove(ask)
         except ValueError:

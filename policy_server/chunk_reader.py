@@ -278,7 +278,7 @@ class _Column:
             raise Fault(
                 Reason.SPACE_MISMATCH,
                 f"expected the graph's output {self._what}, got "
-                f"{', '.join(sorted(outputs)[:8]) or 'none'}; the metadata of the policy file "
+                f"{', '.join(f'{name:.80}' for name in sorted(outputs)[:8]) or 'none'}; the metadata of the policy file "
                 "names what to record",
                 field,
             )

@@ -65,7 +65,7 @@ class Handshake:
 
     def _check_belief(self, agent: str, spec: pb.AgentSpec) -> None:
         if agent != "":
-            raise unknown_agent(agent, f"agents[{agent!r}]")
+            raise unknown_agent(agent, f"agents[{agent!r:.80}]")
         for name, space in self._spaces.items():
             if not spec.HasField(name):
                 continue
@@ -95,7 +95,7 @@ def _check_protocol(version: str) -> None:
     if version.partition(".")[0] != PROTOCOL_VERSION.partition(".")[0]:
         raise Fault(
             Reason.INCOMPATIBLE_PROTOCOL,
-            f"the client speaks protocol {version or '(none)'}, this server {PROTOCOL_VERSION}; "
+            f"the client speaks protocol {version or '(none)':.80}, this server {PROTOCOL_VERSION}; "
             "their major versions must agree",
             "protocol_version",
         )

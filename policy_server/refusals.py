@@ -14,7 +14,7 @@ def draining() -> Fault:
 def unknown_agent(agent: str, field: str) -> Fault:
     """It is not the only one that there is."""
     return Fault(
-        Reason.UNKNOWN_AGENT, f'unknown agent {agent!r}; this server knows one agent, ""', field
+        Reason.UNKNOWN_AGENT, f'unknown agent {agent!r:.80}; this server knows one agent, ""', field
     )
 
 
@@ -23,7 +23,7 @@ def check_policy_id(policy_id: str, field: str) -> None:
     if policy_id not in ("", POLICY_ID):
         raise Fault(
             Reason.UNKNOWN_POLICY,
-            f'no policy {policy_id!r}; this server knows one, "{POLICY_ID}"',
+            f'no policy {policy_id!r:.80}; this server knows one, "{POLICY_ID}"',
             field,
         )
 

@@ -167,6 +167,14 @@ class Ask:
         self.missing += 1
         track.waiters.append(self._joined)
 
+    def part(self) -> None:
+        """Wait no longer for rows that other requests are asking for."""
+        mine = self._joined
+        for track in {
+            track for group in self.groups for _, track, known in group.repeats if known is None
+        }:
+            track.waiters = [waiter for waiter in track.waiters if waiter != mine]
+
     def _joined(self, fault: Fault | None) -> None:
         if fault is None:
             self.arrived(1)

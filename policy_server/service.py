@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.faults import Fault
+from client_sdk.wire.faults import Fault, Reason
 from policy_server.act_stream import ActStream
 from policy_server.acting import ActCall, Acting
 from policy_server.announcements import check_metrics, starts_of
@@ -25,6 +25,9 @@ from policy_server.sessions import SessionRegistry
 from policy_server.waiting import Waiting
 
 SERVICE_NAME = "policyserver.v1.PolicyService"
+
+_MAX_NAMELESS = 1000
+"""Open streams on which no request has come; beyond that the oldest is ended for each new one."""
 
 
 class PolicyService:
@@ -56,7 +59,7 @@ class PolicyService:
         self._local = local
         self._policy_version = policy_version
         self._max_open_episodes = max_open_episodes
-        self._streams: set[ActStream] = set()
+        self._streams: dict[ActStream, None] = {}  # a set in order
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to register with a ``grpc.aio`` server."""
@@ -121,13 +124,27 @@ class PolicyService:
         stream = ActStream(
             context, self._sessions, self._acting, max_open_episodes=self._max_open_episodes
         )
-        self._streams.add(stream)
+        self._streams[stream] = None
+        self._end_surplus()
         try:
             await stream.serve()
         except Fault as fault:
             await abort(context, fault)
         finally:
-            self._streams.discard(stream)
+            del self._streams[stream]
+
+    def _end_surplus(self) -> None:
+        """Bound the streams that no session's limit counts, for none was named in them yet."""
+        nameless = [stream for stream in self._streams if not stream.named]
+        if len(nameless) > _MAX_NAMELESS:
+            nameless[0].end(
+                Fault(
+                    Reason.LIMIT_EXCEEDED,
+                    f"more than {_MAX_NAMELESS} streams are open without a request; open yours "
+                    "when there is something to ask",
+                    retry_after_s=0.1,
+                )
+            )
 
     # Acting alone.
 

@@ -80,6 +80,15 @@ def test_session_for_an_unknown_agent_is_refused(server):
         talker.open(agents={"blue": pb.AgentSpec()})
 
 
+def test_refusal_of_a_huge_name_fits_into_its_trailer(server):
+    name = "b" * 100_000
+    with Talker(server.address, connect=False) as talker:
+        with refused(INVALID, Reason.UNKNOWN_AGENT, f"agents[{name!r:.80}]", "'bbb"):
+            talker.open(agents={name: pb.AgentSpec()})
+        with refused(PRECONDITION, Reason.INCOMPATIBLE_PROTOCOL, "protocol_version", "bbb"):
+            talker.open(protocol_version=name)
+
+
 def test_belief_in_a_huge_space_costs_the_server_nothing(server):
     space = pb.Space()
     space.box.dtype = pb.DATA_TYPE_FLOAT32

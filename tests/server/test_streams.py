@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 
@@ -12,6 +13,8 @@ import pytest
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
+from policy_server import service
+from policy_server.requests import Ask
 from tests.server.talk import (
     TERMINATED,
     Talker,
@@ -123,6 +126,26 @@ def test_repeat_whose_first_call_was_cancelled_is_told_to_ask_again():
         assert actions_of(third.result().groups[0]) == [0]
 
 
+def test_cancelled_repeats_of_a_held_row_leave_nothing_behind():
+    def alive() -> int:
+        return sum(type(each) is Ask for each in gc.get_objects())
+
+    with serving(hold=True) as server, Talker(server.address) as talker:
+        group = rows([1], [0], seen(0))
+        first = talker.begin(group)
+        eventually(lambda: waiting(server) == 1)
+        others = alive() - 1
+        (session,) = server.server._parts.sessions._sessions.values()
+        for repeat in range(1, 21):
+            call = talker.begin(group)
+            eventually(lambda: server.server.stats()["requests"] == 1 + repeat)  # noqa: B023
+            call.cancel()
+            eventually(lambda: len(session.calls) == 1)
+        eventually(lambda: alive() - others <= 2)  # the first, and maybe the last one's frame
+        server.publish(2)
+        assert actions_of(first.result().groups[0]) == [0]
+
+
 def test_broken_connection_gives_back_its_stream_within_a_second():
     with serving(hold=True) as server:
         with Talker(server.address) as talker:
@@ -201,6 +224,23 @@ def test_streams_of_two_sessions_do_not_mix():
             for step in range(20):
                 assert actions_of(first.receive().act.groups[0]) == [300 + step]
                 assert actions_of(second.receive().act.groups[0]) == [400 + step]
+
+
+def test_streams_without_a_request_are_bounded_and_the_oldest_ends_first(monkeypatch):
+    monkeypatch.setattr(service, "_MAX_NAMELESS", 3)
+    with serving() as server, Talker(server.address) as talker:
+        used = talker.stream()
+        used.ask(rows([1], [0], seen(0)))
+        silent = []
+        for opened in range(2, 5):
+            silent.append(talker.stream())
+            eventually(lambda: streams(server) == opened)  # noqa: B023
+        last = talker.stream()
+        with pytest.raises(grpc.RpcError) as caught:
+            silent[0].receive()
+        check_fault(fault_in(caught.value), Reason.LIMIT_EXCEEDED, "", "without a request")
+        for stream in (used, *silent[1:], last):
+            stream.ask()
 
 
 def test_one_stream_may_speak_for_two_sessions():

@@ -152,6 +152,20 @@ def test_bad_chunk_is_refused_alone_and_ends_its_episode(box, name):
         assert box.unaccounted() == 0
 
 
+@pytest.mark.parametrize("name", ["agent", "policy_id", "outputs"])
+def test_refused_chunk_is_remembered_in_few_words_whatever_it_holds(box, name):
+    with Uploader(box.address) as client:
+        client.fly()
+        chunk = client.chunk(1, 0, np.zeros((3, 4), np.float32))
+        if name == "outputs":
+            chunk.outputs["x" * 100_000].CopyFrom(chunk.outputs.pop("action_logp"))
+        else:
+            setattr(chunk, name, "x" * 100_000)
+        (fault,) = client.upload(chunk).faults
+        assert len(fault.error.message) < 500
+        assert "xxx" in fault.error.message
+
+
 @pytest.mark.parametrize("steps", [1, 7, 500])
 def test_executed_actions_in_place_of_the_policys_own_are_noticed(box, steps):
     observations = np.random.default_rng(4).normal(size=(steps + 1, 4)).astype(np.float32)
