@@ -375,6 +375,8 @@ class AioRemoteActor:
                         attempts.diagnosis_s,
                     )
                 )
+            if (news := attempts.news(now)) is not None:
+                logger.info("%s %s", self._endpoint.address, news)
             await asyncio.sleep(delay_s)
 
     async def _open(self, timeout_s: float) -> None:

@@ -8,6 +8,8 @@ from client_sdk.call_errors import Disconnected
 from client_sdk.errors import ConnectError, ConnectTimeout, PolicyClientError, UnavailableError
 
 MAX_REDIRECTS = 3
+_SILENT_S = 1.0
+"""A server that is there answers sooner; after that a person wants to know what is waited for."""
 
 
 class Backoff:
@@ -36,6 +38,7 @@ class Attempts:
     ) -> None:
         self.diagnosis_s = min(1.5, 0.2 * budget_s)
         self._is_first = lease_s is None
+        self._told = not self._is_first  # who was connected has been told that it is lost
         self._answer: PolicyClientError | None = None  # the latest refusal
         self._start = start
         self._until = start + budget_s - self.diagnosis_s
@@ -70,6 +73,14 @@ class Attempts:
         if asked_s is not None:
             return asked_s if asked_s < left_s else None
         return min(self._backoff.delay_s(), left_s) if left_s > 0 else None
+
+    def news(self, now: float) -> str | None:
+        """What to tell a person meanwhile: the address may be a wrong one. Once, and not at once."""
+        if self._told or self.waited_s(now) < _SILENT_S:
+            return None
+        self._told = True
+        left_s = max(self._until + self.diagnosis_s - now, 0.0)
+        return f"does not answer yet; trying for another {left_s:.0f} s"
 
     def verdict(self, diagnosis: ConnectError) -> PolicyClientError:
         """What to raise in the end: the last attempt is short, and an earlier one may have told."""

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
@@ -154,6 +156,12 @@ def _parser() -> argparse.ArgumentParser:
         "--spool-dir",
         metavar="D",
         help="local: keep experience here that does not fit into memory while the server is away",
+    )
+    run.add_argument(
+        "--spool-bytes",
+        type=whole_number(1),
+        metavar="N",
+        help="local: keep at most so much experience, the newest (default: 268435456, 256 MiB)",
     )
     run.add_argument(
         "--episodes",
@@ -214,6 +222,13 @@ def _add_certs(commands: argparse._SubParsersAction[Parser]) -> None:
     )
 
 
+def _version() -> str:
+    try:
+        return f"policy-client {metadata.version('policy-server')}"
+    except metadata.PackageNotFoundError:
+        return "policy-client (not installed)"
+
+
 def _certs(options: argparse.Namespace) -> int:
     try:
         made = certificates.make(options.directory, options.hosts, days=options.days)
@@ -256,6 +271,7 @@ def _run(options: argparse.Namespace) -> int:
             update_interval=options.update_interval,
             cache_dir=options.cache_dir,
             spool_dir=options.spool_dir,
+            spool_bytes=options.spool_bytes,
             on_progress=report,
         )
     except (gym.error.Error, ModuleNotFoundError) as error:

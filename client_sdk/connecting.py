@@ -14,6 +14,7 @@ from client_sdk.config import Address
 from client_sdk.diagnosis import diagnose
 from client_sdk.endpoint import Endpoint
 from client_sdk.errors import ConnectError, PolicyClientError
+from client_sdk.session import logger
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 
@@ -78,4 +79,6 @@ def keep_trying(
             raise attempts.verdict(
                 diagnose(endpoint, attempts.waited_s(now), failure.why, attempts.diagnosis_s)
             )
+        if (news := attempts.news(now)) is not None:
+            logger.info("%s %s", endpoint.address, news)
         pause(delay_s)

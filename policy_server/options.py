@@ -224,7 +224,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", metavar="HOST:PORT")
+    parser.add_argument("address", metavar="HOST:PORT", help="of the policy server")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",

@@ -196,6 +196,14 @@ def test_only_what_may_change_is_tried_again():
         attempts.delay_s(0.0, UnauthenticatedError("no"))
 
 
+def test_who_waits_for_a_server_is_told_so_once_and_not_at_once():
+    attempts = Attempts(100.0, 60.0, 10.0, None)
+    assert attempts.news(100.5) is None
+    assert attempts.news(102.0) == "does not answer yet; trying for another 58 s"
+    assert attempts.news(110.0) is None
+    assert Attempts(100.0, 60.0, 10.0, 30.0).news(102.0) is None  # has been told otherwise
+
+
 def test_who_is_not_trusted_is_not_asked_again_unless_a_session_is_to_be_saved():
     distrust = Disconnected("UNAVAILABLE: handshake failed: CERTIFICATE_VERIFY_FAILED: expired")
     assert Attempts(0.0, 60.0, 10.0, None).delay_s(0.0, distrust) is None
