@@ -8,8 +8,9 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.utils.replay_buffers import EpisodeReplayBuffer
 
+from policy_server.chunk_columns import LOGGED_ACTION
+from policy_server.episode_builder import CHUNKS_KEPT
 from policy_server.experience import Deliveries
-from policy_server.handover import CHUNKS_KEPT, LOGGED_ACTION
 from tests.runner.support import HandOverUnderTest, Lane, ppo_config
 
 

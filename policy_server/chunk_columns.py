@@ -1,0 +1,190 @@
+"""Chunks to columns: what belongs together is joined, and gathered once for many chunks.
+
+Actor thread only. T is a chunk's number of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from client_sdk.wire.batches import Columns, SpaceCodec
+from policy_server.experience import Chunk, InferredBatch
+from policy_server.learner_view import LearnerView
+
+LOGGED_ACTION = "logged_action"
+"""Key in the info of the observation that a step led to, where the application itself chose the
+action. In the infos, because they never become columns of a train batch unless one asks for them,
+and all episodes must have the same columns."""
+
+_SPARSE = 4
+"""Rows are picked one by one from batches that hold this many times more rows than are needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkColumns:
+    """One chunk in columns."""
+
+    raw: Columns
+    """[T+1, ...] Observations by leaf."""
+    actions: Any
+    """[T, ...] A struct like the action space."""
+    rewards: NDArray[np.float64]
+    """[T]"""
+    infos: list[dict[str, Any]]
+    """[T] Of the observations that the steps led to."""
+    outputs: dict[str, Any]
+    """[T, ...] By name; recurrent state is a dict of its own."""
+
+
+class GatheredRows:
+    """The rows of many chunks, gathered once per column instead of once per row and column."""
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        self._indices: dict[int, NDArray[np.intp]] = {}
+        self._parts: list[tuple[InferredBatch, slice]] = []
+        self._columns: dict[tuple[str, str], NDArray[Any]] = {}
+        batches = {id(batch): batch for chunk in chunks for batch, _ in chunk.rows}
+        sizes = {key: len(next(iter(batch.actions.values()))) for key, batch in batches.items()}
+        needed = sum(chunk.steps for chunk in chunks)
+        if sum(sizes.values()) > _SPARSE * needed:
+            self._pick(chunks)
+        else:
+            self._take_whole(chunks, batches, sizes)
+
+    def _take_whole(
+        self, chunks: Sequence[Chunk], batches: dict[int, InferredBatch], sizes: dict[int, int]
+    ) -> None:
+        offsets: dict[int, int] = {}
+        total = 0
+        for key, batch in batches.items():
+            offsets[key] = total
+            total += sizes[key]
+            self._parts.append((batch, slice(None)))
+        for chunk in chunks:
+            self._indices[id(chunk)] = np.array(
+                [offsets[id(batch)] + row for batch, row in chunk.rows], np.intp
+            )
+
+    def _pick(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            start = len(self._parts)
+            self._parts.extend((batch, slice(row, row + 1)) for batch, row in chunk.rows)
+            self._indices[id(chunk)] = np.arange(start, len(self._parts))
+
+    def column(self, chunk: Chunk, kind: str, name: str) -> NDArray[Any]:
+        """``[T, ...]`` of a chunk, its own copy."""
+        column = self._columns.get((kind, name))
+        if column is None:
+            column = np.concatenate([getattr(batch, kind)[name][at] for batch, at in self._parts])
+            self._columns[kind, name] = column
+        taken: NDArray[Any] = column[self._indices[id(chunk)]]
+        return taken
+
+
+class ColumnMaker:
+    """Makes columns of chunks; they must all have the same."""
+
+    def __init__(self, action_space: gym.Space[Any]) -> None:
+        self._actions = SpaceCodec(action_space)
+        self._output_names: frozenset[str] | None = None
+
+    def columns(self, chunk: Chunk, rows: GatheredRows) -> ChunkColumns:
+        """One chunk of those that were gathered.
+
+        Raises:
+            KeyError: Some other one of them does not fit in with the rest.
+            ValueError: So it may be; or this one does not fit in with those before.
+        """
+        first = chunk.rows[0][0]
+        if self._output_names is None:
+            self._output_names = frozenset(first.outputs)
+        elif first.outputs.keys() != self._output_names:
+            raise ValueError(
+                f"expected the outputs {sorted(self._output_names)}, got {sorted(first.outputs)}: "
+                "all episodes of an algorithm need the same"
+            )
+        raw = {
+            path: np.concatenate([rows.column(chunk, "observations", path), last])
+            for path, last in chunk.last_observation.items()
+        }
+        actions = {path: rows.column(chunk, "actions", path) for path in first.actions}
+        infos: list[dict[str, Any]] = [{} for _ in range(chunk.steps)]
+        for step in chunk.logged:
+            infos[step][LOGGED_ACTION] = True
+        outputs: dict[str, Any] = {}
+        for name in first.outputs:
+            *groups, key = name.split("/")
+            place = outputs
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[key] = rows.column(chunk, "outputs", name)
+        outputs[WEIGHTS_SEQ_NO] = np.concatenate(
+            [np.full(stop - start, view.weights_seq_no) for start, stop, view in runs(chunk)]
+        )
+        return ChunkColumns(
+            raw=raw,
+            actions=actions[""] if "" in actions else self._actions.batched_value(actions),
+            rewards=np.array(chunk.rewards, np.float64),
+            infos=infos,
+            outputs=outputs,
+        )
+
+
+def joined(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Each episode's consecutive chunks of one version as one, in the place of the first.
+
+    Clients that act alone send a running episode in many small chunks. The learner bootstraps at the
+    end of each that it gets, so it should get few.
+    """
+    joined: list[Chunk] = []
+    latest: dict[int, Chunk] = {}
+    for chunk in chunks:
+        before = latest.get(id(chunk.identity))
+        if (
+            before is not None
+            and chunk.steps
+            and chunk.training
+            and chunk.policy is before.rows[-1][0].policy
+            and chunk.first_step == before.first_step + before.steps
+        ):
+            _append(before, chunk)
+        else:
+            joined.append(chunk)
+            if chunk.steps:
+                latest[id(chunk.identity)] = chunk
+    return joined
+
+
+def _append(chunk: Chunk, more: Chunk) -> None:
+    chunk.logged.extend(chunk.steps + step for step in more.logged)
+    chunk.rows = chunk.rows + more.rows
+    chunk.rewards = chunk.rewards + more.rewards
+    chunk.last_observation = more.last_observation
+    chunk.terminated, chunk.truncated, chunk.end = more.terminated, more.truncated, more.end
+    if chunk.receipt is None:
+        chunk.receipt = more.receipt
+    elif more.receipt is not None:
+        chunk.receipt.sequences.extend(more.receipt.sequences)
+
+
+def runs(chunk: Chunk) -> list[tuple[int, int, LearnerView]]:
+    """Where the chunk's steps go over from one version to the next: (start, stop, its view)."""
+    rows = chunk.rows
+    first = rows[0][0].policy
+    if rows[-1][0].policy is first:  # versions only go up
+        return [(0, len(rows), first.view)]  # type: ignore[attr-defined]
+    found = []
+    start = 0
+    for row in range(1, len(rows) + 1):
+        policy = rows[start][0].policy
+        if row == len(rows) or rows[row][0].policy is not policy:
+            found.append((start, row, policy.view))  # type: ignore[attr-defined]
+            start = row
+    return found
