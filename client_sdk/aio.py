@@ -1,21 +1,21 @@
-"""``AsyncPolicyClient``: the same verbs and objects as coroutines, for any number of tasks of a loop.
+"""``AsyncPolicyClient``: the same verbs as coroutines, for any number of tasks of a loop.
 
-Thin, as ``client`` is; see there for what each verb means.
+Thin, as ``client`` is; see there for what each verb means. ``aio_episode`` has its objects. Loop only,
+but for the constructor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from client_sdk.aio_actor import AioRemoteActor
-from client_sdk.batch_track import BatchTrack
+from client_sdk.aio_episode import Alone, AsyncEpisode, AsyncEpisodeBatch
 from client_sdk.client_base import ClientBase
-from client_sdk.episode_track import EpisodeTrack
-from client_sdk.errors import ConcurrentUseError, EpisodeEndedError, NotConnectedError
+from client_sdk.errors import ConcurrentUseError, NotConnectedError
 from client_sdk.exchange import Exchange
 from client_sdk.rows import end_status
 from client_sdk.verbs import AioActor
@@ -89,7 +89,7 @@ class AsyncPolicyClient(ClientBase):
     async def get_action(self, episode_id: str, observation: Any) -> Any:
         """See ``PolicyClient.get_action``."""
         actor, track = self._check(), self._book.find(episode_id)
-        with _Alone(track):
+        with Alone(track):
             return await actor.act(track, observation)
 
     async def log_action(
@@ -97,7 +97,7 @@ class AsyncPolicyClient(ClientBase):
     ) -> None:
         """See ``PolicyClient.log_action``."""
         actor, track = self._check(), self._book.find(episode_id)
-        with _Alone(track):
+        with Alone(track):
             await actor.log_action(track, observation, action, logp)
 
     async def log_returns(
@@ -116,7 +116,7 @@ class AsyncPolicyClient(ClientBase):
     ) -> None:
         """See ``PolicyClient.end_episode``."""
         actor, track = self._check(), self._book.find(episode_id)
-        with _Alone(track):
+        with Alone(track):
             await actor.end(track, observation, end_status(terminated=False, truncated=truncated))
             self._ended(track)
 
@@ -193,158 +193,3 @@ class AsyncPolicyClient(ClientBase):
             return
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
         self._actor.forget()
-
-
-class AsyncEpisode:
-    """One run of one agent; see ``Episode``, whose methods these are as coroutines."""
-
-    def __init__(self, client: AsyncPolicyClient, track: EpisodeTrack) -> None:
-        self._client = client
-        self._track = track
-
-    @property
-    def id(self) -> str:
-        """By which the client's verbs know it too."""
-        return self._track.id
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is over."""
-        return self._track.ended
-
-    async def act(self, observation: Any, reward: float = 0.0) -> Any:
-        """See ``Episode.act``."""
-        actor, track = self._client._check(), self._track
-        if track.ended:
-            track.check_running()
-        with _Alone(track):
-            return await actor.act(track, observation, reward)
-
-    async def log_action(
-        self, observation: Any, action: Any, logp: float | None = None, reward: float = 0.0
-    ) -> None:
-        """See ``Episode.log_action``."""
-        actor, track = self._client._check(), self._track
-        track.check_running()
-        with _Alone(track):
-            await actor.log_action(track, observation, action, logp, reward)
-
-    async def log_returns(self, reward: float = 0.0, info: Mapping[Any, Any] | None = None) -> None:
-        """See ``Episode.log_returns``."""
-        self._client._check()
-        self._track.check_running()
-        self._client._log_returns(self._track.id, reward, info, None)
-
-    async def end(
-        self,
-        observation: Any = None,
-        reward: float = 0.0,
-        *,
-        terminated: bool = False,
-        truncated: bool = False,
-    ) -> None:
-        """See ``Episode.end``."""
-        client, track = self._client, self._track
-        actor = client._check()
-        track.check_running()
-        with _Alone(track):
-            status = end_status(terminated=terminated, truncated=truncated)
-            await actor.end(track, observation, status, reward)
-            client._ended(track)
-
-    async def abandon(self) -> None:
-        """See ``Episode.abandon``."""
-        client, track = self._client, self._track
-        actor = client._check()
-        if not track.ended:
-            client._ended(track)
-            await actor.abandon(track)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._client.closed:
-            await self.abandon()
-
-
-class AsyncEpisodeBatch:
-    """N episodes that step together; see ``EpisodeBatch``, whose methods these are as coroutines.
-
-    Attributes:
-        n: How many.
-    """
-
-    def __init__(self, client: AsyncPolicyClient, track: BatchTrack) -> None:
-        self._client = client
-        self._track = track
-        self._closed = False
-        self.n = track.n
-
-    async def act(
-        self,
-        observations: Any,
-        rewards: Any = None,
-        terminated: Any = None,
-        truncated: Any = None,
-    ) -> Any:
-        """See ``EpisodeBatch.act``."""
-        actor, track = self._client._check(), self._track
-        if self._closed:
-            raise EpisodeEndedError("this batch has ended; start another one")
-        with _Alone(track):
-            return await actor.act_batch(track, observations, rewards, terminated, truncated)
-
-    async def abandon(self, rows: Sequence[int]) -> None:
-        """See ``EpisodeBatch.abandon``."""
-        actor, track = self._client._check(), self._track
-        with _Alone(track):
-            await actor.abandon_rows(track, rows)
-
-    async def close(self) -> None:
-        """Take back what is running. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        client, track = self._client, self._track
-        actor = client._check()
-        client._handshake.tracks.discard(track)
-        await actor.close_batch(track)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._client.closed:
-            await self.close()
-
-
-class _Alone:
-    """One call for an episode at a time: its steps have an order."""
-
-    __slots__ = ("_track",)
-
-    def __init__(self, track: EpisodeTrack | BatchTrack) -> None:
-        self._track = track
-
-    def __enter__(self) -> None:
-        track = self._track
-        if track.busy:
-            raise ConcurrentUseError(
-                f"another task waits for an answer to episode {track}: one call for an episode at "
-                "a time"
-            )
-        track.busy = True
-
-    def __exit__(self, *exception: object) -> None:
-        self._track.busy = False

@@ -172,6 +172,9 @@ class ClientBase:
         self._handshake.tracks.add(track)
         return track
 
+    def _batch_ended(self, track: BatchTrack) -> None:
+        self._handshake.tracks.discard(track)
+
     def _log_returns(
         self,
         episode_id: str,

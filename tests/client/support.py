@@ -17,8 +17,13 @@ import grpc
 import gymnasium as gym
 import numpy as np
 
-from client_sdk import AsyncPolicyClient, PolicyClient, Timeouts
-from client_sdk.aio import AsyncEpisode, AsyncEpisodeBatch
+from client_sdk import (
+    AsyncEpisode,
+    AsyncEpisodeBatch,
+    AsyncPolicyClient,
+    PolicyClient,
+    Timeouts,
+)
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import ERROR_TRAILER, Fault

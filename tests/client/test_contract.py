@@ -4,10 +4,15 @@ import re
 
 import pytest
 
-from client_sdk import AsyncPolicyClient, PolicyClient
-from client_sdk.aio import AsyncEpisode, AsyncEpisodeBatch
+from client_sdk import (
+    AsyncEpisode,
+    AsyncEpisodeBatch,
+    AsyncPolicyClient,
+    Episode,
+    EpisodeBatch,
+    PolicyClient,
+)
 from client_sdk.aio_transport import AioConnection
-from client_sdk.client import Episode, EpisodeBatch
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import ERROR_OF_REASON
 from client_sdk.transport import Connection
