@@ -27,7 +27,8 @@ from client_sdk.errors import (
     UnavailableError,
     UnknownSessionError,
 )
-from client_sdk.exchange import Exchange, Pending, overdue
+from client_sdk.exchange import Exchange
+from client_sdk.pending import Pending
 from client_sdk.rows import Rows, Status, Track
 from client_sdk.session import logger
 from client_sdk.transport import Connection
@@ -209,7 +210,7 @@ class RemoteActor:
                 self._lost(lost.why)
                 continue
             except Overdue:
-                raise overdue(pending, self._endpoint.address, action_s) from None
+                raise pending.overdue(self._endpoint.address, action_s) from None
             except PolicyClientError:
                 self._drop()
                 raise
@@ -230,7 +231,7 @@ class RemoteActor:
                 if pending.due >= deadline:
                     self._again.append(pending)
                     self._pause(deadline - time.monotonic())
-                    raise overdue(pending, self._endpoint.address, self._timeouts.action_s)
+                    raise pending.overdue(self._endpoint.address, self._timeouts.action_s)
                 self._pause(pending.due - time.monotonic())
             elif pending.due > time.monotonic():
                 self._again.append(pending)

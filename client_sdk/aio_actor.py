@@ -28,7 +28,8 @@ from client_sdk.errors import (
     UnavailableError,
     UnknownSessionError,
 )
-from client_sdk.exchange import Exchange, Pending, overdue
+from client_sdk.exchange import Exchange
+from client_sdk.pending import Pending
 from client_sdk.rows import Rows, Status, Track
 from client_sdk.session import logger
 from client_sdk.wire import policyserver_pb2 as pb
@@ -241,7 +242,7 @@ class AioRemoteActor:
         if pending.answered:
             return True
         if not first.done():
-            raise overdue(pending, self._endpoint.address, within_s)
+            raise pending.overdue(self._endpoint.address, within_s)
         if not first.cancelled() and (error := first.exception()) is not None:
             raise copy.copy(error)
         return False
@@ -262,7 +263,7 @@ class AioRemoteActor:
         for pending in self.exchange.pending.values():
             # While connecting, the patience is reconnect_s and the reader's.
             if pending.waiter and pending.due <= now and self._stream is not None:
-                error = overdue(pending, self._endpoint.address, self._timeouts.action_s)
+                error = pending.overdue(self._endpoint.address, self._timeouts.action_s)
                 _wake(pending, error)
         self._timer = None
         if self._stream is not None:

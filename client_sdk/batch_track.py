@@ -19,7 +19,7 @@ from client_sdk.values import not_finite
 from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 
 if TYPE_CHECKING:
-    from client_sdk.exchange import Pending
+    from client_sdk.pending import Pending
     from client_sdk.wire.batches import Columns
 
 

@@ -15,7 +15,7 @@ from client_sdk.wire import MAX_METRICS
 from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 
 if TYPE_CHECKING:
-    from client_sdk.exchange import Pending
+    from client_sdk.pending import Pending
     from client_sdk.wire.batches import Columns
 
 

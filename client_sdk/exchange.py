@@ -1,4 +1,4 @@
-"""Requests on their way and what their answers mean: the contract's messages, still without I/O.
+"""``Exchange``: requests on their way and what their answers mean; still without I/O.
 
 A shell sends what ``issue`` gives, hands what it receives to ``take``, and after every reconnection
 sends again what ``adopt`` says. Owned by one client; one of its calls, or its loop, at a time.
@@ -6,8 +6,7 @@ sends again what ``adopt`` says. Owned by one client; one of its calls, or its l
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -17,63 +16,25 @@ from client_sdk.errors import (
     BatchError,
     InternalServerError,
     LimitExceededError,
-    PolicyTimeout,
     error_from_fault,
 )
+from client_sdk.pending import Pending
+from client_sdk.row_requests import RowRequests
 from client_sdk.rows import Rows, Track
 from client_sdk.session import Handshake, logger
-from client_sdk.templates import RowsTemplate, usable
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import Columns
 from client_sdk.wire.faults import Fault, Reason
-
-_MAX_TEMPLATES = 8
-"""Of different numbers of rows."""
 
 _ASK_AGAIN = frozenset({Reason.NOT_READY, Reason.DRAINING})
 
 
-class Pending:
-    """One request, until its answer has been looked at."""
-
-    answered = False
-    actions: Columns | None = None
-    """By row of the request; None: none were due."""
-    faults: dict[int, Fault] | None = None
-    """Refused rows of the request; None: none."""
-    failure: Fault | None = None
-    """Of the whole request: nothing was recorded."""
-    again: Fault | None = None
-    """Why the server wants to be asked again; cleared when it is."""
-    why: Fault | None = None
-    """What it said then; kept."""
-    tries = 0
-    due = 0.0
-    """The shell's: when to ask again, or to give up."""
-    waiter: Any = None
-    """The shell's: who waits."""
-
-    def __init__(self, number: int, track: Track, rows: Rows, told: bool, final: bool) -> None:
-        self.number = number
-        self.track = track
-        self.rows = rows
-        self.told = told
-        """Nobody waits for its answer."""
-        self.final = final
-        """Its rows end what they speak of: not worth repeating to a server that knows nothing."""
-        self.data = b""
-        """As it was sent."""
-
-    def again_in_s(self) -> float:
-        """When to ask again: as the server said, or ever later, scattered among clients."""
-        self.tries += 1
-        if self.again is not None and self.again.retry_after_s is not None:
-            return self.again.retry_after_s
-        return min(0.05 * 2.0 ** min(self.tries, 10), 1.0) * random.uniform(0.5, 1.0)  # noqa: S311
-
-
 class Exchange(Handshake):
     """The client's side of the conversation: numbers, and what is not answered."""
+
+    _requests: RowRequests
+    """Of the session."""
+    _encode: Callable[[Pending], bytes]
+    """Its ``encode``, looked up once: each step needs it."""
 
     def __init__(
         self,
@@ -89,10 +50,7 @@ class Exchange(Handshake):
         self.logged_actions_welcome = False
         """The session has accepted one; whether it does depends on the algorithm."""
         self._limit_bytes = 0
-        self._refills = False
         self._next_request = 1
-        self._message = pb.StreamActRequest()
-        self._templates: dict[int, RowsTemplate] = {}
 
     # -- the session ---------------------------------------------------------------------------
 
@@ -108,8 +66,8 @@ class Exchange(Handshake):
         previous = self.session
         if self.agree(response):
             self._limit_bytes = self.opened.max_message_bytes
-            self._refills = usable(self.observation_codec)
-            self._templates.clear()
+            self._requests = RowRequests(self.opened.id, self.observation_codec, self.action_codec)
+            self._encode = self._requests.encode
         self.session_lost = False
         if previous is not None and previous.id != response.session_id:
             self.logged_actions_welcome = False
@@ -121,9 +79,7 @@ class Exchange(Handshake):
 
     def presence(self) -> bytes:
         """The first message of a stream, with nothing in it: from here on it keeps the lease."""
-        message = pb.StreamActRequest()
-        message.act.session_id = self.opened.id
-        return message.SerializeToString()
+        return self._requests.presence()
 
     def _restart(self) -> None:
         """Carry everything unanswered and everything running over to the new session."""
@@ -137,7 +93,7 @@ class Exchange(Handshake):
                 ends_lost += pending.final
                 continue
             idle.discard(track)
-            self._reload(pending)
+            self._requests.reload(pending)
             counts = track.restarted(rows)
             resumed += counts[0]
             ends_lost += counts[1]
@@ -156,16 +112,6 @@ class Exchange(Handshake):
             resumed,
             ends_lost,
         )
-
-    def _reload(self, pending: Pending) -> None:
-        """Take the columns of a sent request back from its own bytes."""
-        group = pb.StreamActRequest.FromString(pending.data).act.groups[0]
-        rows, n = pending.rows, len(group.episodes)
-        rows.observations = self.observation_codec.decode(group.observations, n, "observations")
-        if group.HasField("logged_actions"):
-            rows.logged_actions = self.action_codec.decode(
-                group.logged_actions, n, "logged_actions"
-            )
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -199,53 +145,6 @@ class Exchange(Handshake):
         self.stats.requests += 1
         return pending
 
-    def _encode(self, pending: Pending) -> bytes:
-        rows = pending.rows
-        if rows.plain and self._refills:
-            n = len(rows.episodes)
-            data = (self._templates.get(n) or self._template(n)).fill(pending.number, rows)
-            rows.observations = None  # the caller's memory, from here on
-            return data
-        message, session = self._message, self.opened
-        message.Clear()
-        message.request = pending.number
-        act = message.act
-        act.session_id = session.id
-        if rows.begun:
-            options = rows.options
-            for number in rows.begun:
-                act.starts.add(
-                    episode=number,
-                    label=options.label,
-                    evaluation=not options.training_enabled,
-                    greedy=not options.explore,
-                    resumed=number in rows.resumed,
-                )
-        for number, values in rows.metrics.items():
-            act.metrics.add(episode=number, values=values)
-        group = act.groups.add()
-        group.episodes.extend(rows.episodes)
-        group.steps.extend(rows.steps)
-        if rows.rewards:
-            group.rewards.extend(rows.rewards)
-        if rows.statuses:
-            group.statuses.extend(rows.statuses)  # type: ignore[arg-type]
-        if rows.observations is not None:
-            self.observation_codec.encode(rows.observations, group.observations)
-            rows.observations = None  # the caller's memory, from here on
-        if rows.logged_actions is not None:
-            self.action_codec.encode(rows.logged_actions, group.logged_actions)
-            group.logged_logps.extend(rows.logged_logps)
-            rows.logged_actions = None
-        return message.SerializeToString()
-
-    def _template(self, n: int) -> RowsTemplate:
-        if len(self._templates) >= _MAX_TEMPLATES:
-            self._templates.clear()
-        template = RowsTemplate(self.opened.id, self.observation_codec, n)
-        self._templates[n] = template
-        return template
-
     def take(self, data: bytes) -> Pending | None:
         """Read an answer.
 
@@ -270,7 +169,7 @@ class Exchange(Handshake):
             if failure.reason is Reason.UNKNOWN_SESSION:
                 self.session_lost = True
                 return None
-            if asks_again(failure):
+            if _asks_again(failure):
                 self._put_off(pending, failure)
             else:
                 pending.failure = failure
@@ -303,7 +202,7 @@ class Exchange(Handshake):
         if group.faults:
             faults = {each.index: Fault.from_detail(each.error) for each in group.faults}
             for fault in faults.values():
-                if asks_again(fault):
+                if _asks_again(fault):
                     self._put_off(pending, fault)
                     return
             pending.faults = faults
@@ -331,12 +230,12 @@ class Exchange(Handshake):
         self.stats.rows_refused += len(rows.episodes if failure else faults or ())
         if pending.final:
             # Its track has ended, or gone on with other episodes.
-            if fault := failure or next(iter((faults or {}).values()), None):
+            if fault := pending.fault:
                 logger.warning("the server refused the end of episode %s: %s", track, fault)
         elif failure is not None:
             track.refused(rows)
         else:
-            track.accepted(rows, _callers_rows(rows, faults or ()))
+            track.accepted(rows, rows.callers(faults or ()))
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -362,8 +261,7 @@ class Exchange(Handshake):
         """
         if pending.track.pending is pending:
             pending.track.pending = None
-        fault = pending.failure or next(iter((pending.faults or {}).values()), None)
-        if fault is not None:
+        if fault := pending.fault:
             raise error_from_fault(fault)
 
     def actions(self, pending: Pending, n: int) -> Any:
@@ -386,29 +284,14 @@ class Exchange(Handshake):
         actions = self.action_codec.batched_value(columns)
         if faults:
             errors = map(error_from_fault, faults.values())
-            rows = _callers_rows(pending.rows, faults)
+            rows = pending.rows.callers(faults)
             raise BatchError(dict(zip(rows, errors, strict=True)), actions)
         return actions
 
 
-def overdue(pending: Pending, address: object, waited_s: float) -> PolicyTimeout:
-    """The error for a request without an answer in time."""
-    error = PolicyTimeout(
-        f"no answer from {address} within {waited_s:.3g} s (Timeouts.action_s). Calling again asks "
-        "for the same step."
-    )
-    if pending.why is not None:
-        error.__cause__ = error_from_fault(pending.why)
-    return error
-
-
-def asks_again(fault: Fault) -> bool:
+def _asks_again(fault: Fault) -> bool:
     """Whether the same request may succeed later, unchanged."""
     return fault.reason in _ASK_AGAIN or fault.retry_after_s is not None
-
-
-def _callers_rows(rows: Rows, faults: Iterable[int]) -> list[int]:
-    return [row if rows.index is None else int(rows.index[row]) for row in faults]
 
 
 def _nonsense(expected: str) -> Fault:

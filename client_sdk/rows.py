@@ -8,7 +8,7 @@ one of its calls at a time, like everything here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from client_sdk.values import check_type
 
 if TYPE_CHECKING:
-    from client_sdk.exchange import Pending
+    from client_sdk.pending import Pending
     from client_sdk.wire.batches import Columns
 
 
@@ -135,6 +135,10 @@ class Rows:
             self.observations = {
                 path: column[indices] for path, column in self.observations.items()
             }
+
+    def callers(self, rows: Iterable[int]) -> list[int]:
+        """Which of the caller's rows those are."""
+        return [row if self.index is None else int(self.index[row]) for row in rows]
 
 
 class Track(Protocol):
