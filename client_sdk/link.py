@@ -13,12 +13,21 @@ import time
 from collections.abc import Callable
 
 from client_sdk.attempts import Attempts
+from client_sdk.call_errors import Disconnected
 from client_sdk.config import Timeouts
 from client_sdk.connecting import keep_trying, open_session
 from client_sdk.endpoint import Endpoint
-from client_sdk.errors import ClosedClientError, PolicyClientError, PolicyTimeout
+from client_sdk.errors import (
+    ClosedClientError,
+    ConnectError,
+    PolicyClientError,
+    PolicyTimeout,
+    UnavailableError,
+    UnknownSessionError,
+)
 from client_sdk.session import Handshake, Session, logger
 from client_sdk.transport import Connection
+from client_sdk.wire import policyserver_pb2 as pb
 
 _LONGEST_WAIT_S = threading.TIMEOUT_MAX
 
@@ -204,6 +213,25 @@ class Link:
             f"(Timeouts.action_s){state}. Calling again asks for the same step."
         )
 
+    def ping(self, timeout_s: float) -> float:
+        """Seconds that a round trip takes.
+
+        Raises:
+            ConnectError: The connection is lost.
+            PolicyClientError: The server refuses.
+        """
+        connection, address = self.connection, self._endpoint.address
+        if connection is None:
+            raise ConnectError(f"connection to {address} lost: {self.trouble}")
+        request = pb.ActRequest(session_id=self.session.id)
+        start = time.perf_counter()
+        try:
+            connection.act(request, min(timeout_s, 3600.0))
+        except (Disconnected, UnavailableError, UnknownSessionError) as lost:
+            self.lost(connection, str(lost))
+            raise ConnectError(f"connection to {address} lost: {lost}") from None
+        return time.perf_counter() - start
+
     def pause(self, seconds: float) -> None:
         """Let time pass, unless the client is closed.
 
@@ -216,6 +244,15 @@ class Link:
                 self.changed.wait(min(left_s, _LONGEST_WAIT_S))
             if self.closing:
                 raise ClosedClientError("the client was closed meanwhile")
+
+    def say_goodbye(self, timeout_s: float) -> None:
+        """Close the session, if it is open and the server can be told."""
+        connection, session = self.connection, self.handshake.session
+        if connection is not None and session is not None:
+            try:
+                connection.close_session(pb.CloseSessionRequest(session_id=session.id), timeout_s)
+            except (Disconnected, PolicyClientError) as error:
+                logger.debug("closing the session: %s", error)
 
     def close(self) -> None:
         """Let go of the connection; whoever waits is told so. Any thread, any number of times."""

@@ -1,13 +1,13 @@
-"""``Uploader``: brings chunks to the server in the background, and says when acting has to wait for it.
+"""``Uploader``: the background of a client that acts alone: brings its chunks to the server.
 
 Its thread opens the session again when it is lost, uploads one request at a time, and takes note of
-what became of each chunk. Whoever acts adds chunks and reads ``attention``.
+what became of each chunk. Whoever acts adds chunks and reads ``attention``; when that has to wait
+is ``pace``'s to say.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +16,11 @@ from typing import Final
 
 from client_sdk.attempts import Backoff
 from client_sdk.call_errors import Disconnected
+from client_sdk.chunk_requests import chunk_request
 from client_sdk.config import Timeouts
 from client_sdk.endpoint import Endpoint
 from client_sdk.errors import (
     ClosedClientError,
-    ConnectError,
     LimitExceededError,
     PolicyClientError,
     UnauthenticatedError,
@@ -29,11 +29,12 @@ from client_sdk.errors import (
 )
 from client_sdk.link import Link
 from client_sdk.local_options import LocalOptions
+from client_sdk.pace import Pace
 from client_sdk.policy_cache import PolicyCache
 from client_sdk.policy_feed import LoadedPolicy, PolicyFeed
 from client_sdk.recorder import CutChunk, Lineage
 from client_sdk.session import Handshake, logger
-from client_sdk.spool import Entry, Spool
+from client_sdk.spool import Spool
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
@@ -43,10 +44,6 @@ LINGER_S: Final = 0.05
 _REQUEST_BYTES: Final = 8 * 2**20
 """Of one request, about; a single chunk may be larger."""
 _ENVELOPE_BYTES: Final = 4096
-_PROMPT_S: Final = 0.05
-"""A server that answers an upload so soon wants more of it."""
-_AHEAD: Final = 4
-"""So many uploads may wait behind one that is not answered promptly; then training waits, too."""
 _HELD_S: Final = 0.5
 """When closing, an upload that is not answered for so long is held back, not on its way."""
 _MANY: Final = 2**31
@@ -71,7 +68,6 @@ class Uploader:
         options: LocalOptions,
     ) -> None:
         self.attention = True
-        self._address = endpoint.address
         self._timeouts = timeouts
         self._stats = handshake.stats
         self._spool = Spool(options.spool_bytes, options.spool_dir, self._dropped)
@@ -79,14 +75,9 @@ class Uploader:
         self.feed = PolicyFeed(
             self._link, PolicyCache(options.cache_dir), options.update_interval, self._changed
         )
-        self._follows = options.update_interval == 0.0
+        self._pace = Pace(self._link, self._spool, follows=options.update_interval == 0.0)
         self._request: pb.UploadEpisodesRequest | None = None
-        # Up to so many chunks, counted as the spool does:
-        self._urgent_until = 0  # do not wait for company
-        self._hold_until = 0  # training episodes wait for the answer
-        self._least_version = 0  # ... and then for this policy
-        self._sent_at = math.inf  # the request that is not answered
-        self._slowed = False  # training episodes wait for that answer
+        self._urgent_until = 0  # so many chunks, counted as the spool does, wait for no company
         self._finish_by: float | None = None
         self._backoff = Backoff()
         self._reasons_told: set[Reason] = set()
@@ -128,20 +119,15 @@ class Uploader:
             if urgent:
                 self._urgent_until = self._spool.added
                 self._hold_for((chunk.lineage for chunk in chunks), self._spool.added)
-            if self._is_too_fast():
-                self._slowed = self.attention = True
+            if self._pace.slow_down():
+                self.attention = True
             if urgent or self._idle:  # else it lingers for more, and whoever acts keeps the core
                 self._link.changed.notify_all()
 
-    def _is_too_fast(self) -> bool:
-        """Whether the server keeps us waiting because it has enough, and we have made much more.
-
-        Else the learner would see ever older experience.
-        """
-        if time.monotonic() - self._sent_at < _PROMPT_S or self._link.connection is None:
-            return False
-        session = self._link.session
-        return self._spool.untaken_steps() > _AHEAD * max(session.steps_per_upload, 1)
+    def _hold_for(self, lineages: Iterable[Lineage], until: int) -> None:
+        """Have training episodes wait until so many chunks are settled, if the server wants that."""
+        if self._pace.hold(lineages, until):
+            self.attention = True
 
     def may_act(self, *, trains: bool) -> bool:
         """Whether there is a policy to act with now.
@@ -158,7 +144,7 @@ class Uploader:
         if policy is None:
             return False
         # While nobody could answer, it acts on.
-        return not (trains and self._link.connection is not None and self._waits(policy))
+        return not (trains and self._link.connection is not None and self._pace.waits(policy))
 
     def await_policy(self, *, trains: bool) -> None:
         """Wait until ``may_act``.
@@ -189,17 +175,7 @@ class Uploader:
             ConnectError: The connection is lost.
             PolicyClientError: The server refuses.
         """
-        connection = self._link.connection
-        if connection is None:
-            raise ConnectError(f"connection to {self._address} lost: {self._link.trouble}")
-        request = pb.ActRequest(session_id=self._link.session.id)
-        start = time.perf_counter()
-        try:
-            connection.act(request, min(self._timeouts.action_s, 3600.0))
-        except (Disconnected, UnavailableError, UnknownSessionError) as lost:
-            self._link.lost(connection, str(lost))
-            raise ConnectError(f"connection to {self._address} lost: {lost}") from None
-        return time.perf_counter() - start
+        return self._link.ping(self._timeouts.action_s)
 
     def interrupt(self) -> None:
         """Make whoever waits raise ClosedClientError. Any thread."""
@@ -221,7 +197,7 @@ class Uploader:
             if (steps := self._spool.untaken_steps()) and not self._only_held:
                 logger.warning("closing without knowing whether the last %d steps arrived", steps)
             self._link.closing = True  # the server is about to end our calls
-            self._say_goodbye(max(until - time.monotonic(), 0.1))
+            self._link.say_goodbye(max(until - time.monotonic(), 0.1))
         finally:  # also where it is interrupted
             self.abort()
 
@@ -230,14 +206,6 @@ class Uploader:
         """Whether nothing is left to send: the server has it, and keeps its answer back."""
         link = self._link
         return link.connection is not None and link.session.holds and not self._spool.waiting
-
-    def _say_goodbye(self, timeout_s: float) -> None:
-        connection, session = self._link.connection, self._link.handshake.session
-        if connection is not None and session is not None:
-            try:
-                connection.close_session(pb.CloseSessionRequest(session_id=session.id), timeout_s)
-            except (Disconnected, PolicyClientError) as error:
-                logger.debug("closing the session: %s", error)
 
     def abort(self) -> None:
         """Let go of everything, without a word."""
@@ -256,23 +224,12 @@ class Uploader:
         with link.changed:
             policy = self.feed.policy
             self.attention = (
-                policy is None or link.closing or link.failure is not None or self._waits(policy)
+                policy is None
+                or link.closing
+                or link.failure is not None
+                or self._pace.waits(policy)
             )
         link.notify()
-
-    def _waits(self, policy: LoadedPolicy) -> bool:
-        """Whether training episodes wait for an answer, or for the policy that it named."""
-        return (
-            self._slowed
-            or self._spool.settled < self._hold_until
-            or (policy.version < self._least_version and policy.session == self._link.number)
-        )
-
-    def _hold_for(self, lineages: Iterable[Lineage], until: int) -> None:
-        """Have training episodes wait until so many are settled, if the server wants that."""
-        if self._link.session.holds and any(lineage.options.trains for lineage in lineages):
-            self._hold_until = max(self._hold_until, until)
-            self.attention = True
 
     def _dropped(self, chunks: Sequence[CutChunk]) -> None:
         self._stats.steps_dropped += sum(chunk.steps for chunk in chunks)
@@ -285,8 +242,7 @@ class Uploader:
 
     def _another_session(self, delivered_sequence: int) -> None:
         self._request = None
-        self._sent_at, self._slowed = math.inf, False
-        self._least_version = 0
+        self._pace.another_session()
         self._urgent_until = self._spool.added
         self._spool.another_session(delivered_sequence)
         logger.warning(
@@ -361,11 +317,11 @@ class Uploader:
         timeout_s = _LONG_S
         if self._finish_by is not None:
             timeout_s = max(self._finish_by - time.monotonic(), 0.05)
-        self._sent_at = min(self._sent_at, time.monotonic())  # of the first attempt
+        self._pace.sent()
         try:
             response = connection.upload_episodes(request, timeout_s)
         except Disconnected:
-            self._sent_at = math.inf
+            self._pace.unsent()
             raise
         if number == link.number:
             self._note(request, response)
@@ -379,34 +335,15 @@ class Uploader:
         with self._link.changed:
             until = self._spool.settled + len(entries)
             self._hold_for((entry.chunk.lineage for entry in entries), until)
-        request = pb.UploadEpisodesRequest()
-        for entry in entries:
-            self._write(entry, request)
-        return request
-
-    def _write(self, entry: Entry, request: pb.UploadEpisodesRequest) -> None:
-        lineage = entry.chunk.lineage
-        options = lineage.options
-        if entry.starts:
-            self._stats.episodes_resumed += lineage.resumed
-            if lineage.resumed or not options.are_default:
-                request.starts.add(
-                    episode=entry.episode,
-                    label=options.label,
-                    evaluation=not options.training_enabled,
-                    greedy=not options.explore,
-                    resumed=lineage.resumed,
-                )
-        chunk = request.chunks.add()
-        chunk.ParseFromString(entry.data())
-        chunk.sequence, chunk.episode = entry.sequence, entry.episode
-        if entry.chunk.metrics:
-            request.metrics.add(episode=entry.episode, values=entry.chunk.metrics)
+        self._stats.episodes_resumed += sum(
+            entry.starts and entry.chunk.lineage.resumed for entry in entries
+        )
+        return chunk_request(entries)
 
     def _note(self, request: pb.UploadEpisodesRequest, response: pb.UploadEpisodesResponse) -> None:
         """Take note of what became of a request."""
         self._request = None
-        self._sent_at, self._slowed = math.inf, False
+        self._pace.answered(response.policy_version)
         self._backoff = Backoff()
         refused: set[int] = set()
         for each in response.faults:
@@ -418,8 +355,6 @@ class Uploader:
         self._stats.steps_uploaded += self._spool.answered(
             response.accepted_sequence, response.delivered_sequence
         )
-        if self._follows and self._hold_until:
-            self._least_version = response.policy_version
         self._changed()
 
     def _tell(self, fault: Fault) -> None:
@@ -449,6 +384,6 @@ class Uploader:
     def _give_up(self) -> None:
         """That request will never do: go on with what comes after it."""
         self._request = None
-        self._sent_at, self._slowed = math.inf, False
+        self._pace.answered(None)
         self._stats.chunks_refused += self._spool.rejected()
         self._changed()
