@@ -38,7 +38,8 @@ _GRACE_S = 4.5
 _EXIT_CODES = """\
 exit codes:
   0    that many episodes have ended, or the files are written; a host's parent has ended
-  1    no server answers, or it refuses this client; files cannot be written
+  1    no server answers, or it refuses this client; the environment gives what cannot be sent;
+       files cannot be written
   2    a bad option, or no such environment
   4    a host cannot listen: the port is in use
   130  ended by Ctrl-C (SIGINT)
@@ -281,7 +282,8 @@ def _run(options: argparse.Namespace) -> int:
             return _failed(EXIT_FAILED, str(error))
         return _failed(EXIT_USAGE, f"cannot read {error.filename}: {error.strerror}")
     except InvalidValueError as error:
-        return _failed(EXIT_USAGE, str(error))
+        # With a reason it is what the environment is or gave, else an option.
+        return _failed(EXIT_USAGE if error.reason is None else EXIT_FAILED, str(error))
     except PolicyClientError as error:
         return _failed(EXIT_FAILED, str(error))
     report(summary)

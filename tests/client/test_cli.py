@@ -106,6 +106,12 @@ def test_no_server_is_one_line_and_exit_code_1_within_the_timeout():
     assert "nobody listens" in err
 
 
+def test_a_simulator_that_the_server_refuses_is_one_line_and_exit_code_1(server):
+    code, out, err = run("run", "Acrobot-v1", "--server", server.address)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "client and server disagree" in err
+
+
 def test_a_server_that_is_not_up_yet_is_waited_for():
     port = unused_port()
     done = threading.Event()
@@ -122,7 +128,8 @@ def test_a_server_that_is_not_up_yet_is_waited_for():
     finally:
         done.set()
         thread.join()
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert all("does not answer yet" in line for line in err.splitlines())
 
 
 def wait_for(condition):
