@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from client_sdk.wire import MAX_METRIC_NAME, MAX_METRICS
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
-from policy_server.episodes import EpisodeOptions
+from policy_server.tracks import EpisodeOptions
 
 _MAX_LABEL = 256
 """Characters of an episode's label that are kept."""

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.actions import LOGP
 from policy_server.buffer import ExperienceBuffer
-from policy_server.episodes import AgentTrack, EpisodeStore
+from policy_server.episodes import EpisodeStore
 from policy_server.experience import Policy
 from policy_server.faults import incidents
 from policy_server.requests import Ask, Group, none_greedy
+from policy_server.tracks import AgentTrack
 
 if TYPE_CHECKING:
     from policy_server.policy_store import PolicyStore

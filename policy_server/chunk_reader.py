@@ -19,38 +19,17 @@ from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from client_sdk.wire.tensors import DTYPES
 from client_sdk.wire.trees import tree_of
 from policy_server.actions import LOGP, LoggedActions
-from policy_server.episodes import ABANDONED, RUNNING
 from policy_server.experience import InferredBatch
+from policy_server.masks import mask_path, nothing_allowed
 from policy_server.policy_check import PolicyCheck
-from policy_server.refusals import check_policy_id, logp_required, nothing_allowed, unknown_agent
-from policy_server.rows import mask_path
+from policy_server.refusals import check_policy_id, logp_required, unknown_agent
+from policy_server.tracks import ABANDONED, RUNNING, UploadedSteps
 
 if TYPE_CHECKING:
     from client_sdk.onnx_policy import OnnxPolicy
     from policy_server.policy_files import PolicyFile, PolicyFiles
 
 _SHA256_BYTES = 32
-
-
-class Steps:
-    """A checked chunk.
-
-    Attributes:
-        rewards: ``[T]``.
-        status: After the last step.
-        logged: The application chose the actions.
-        batch: The T steps; None where they are abandoned.
-        last_observation: Where the last one led, by leaf: ``[1, ...]``; empty without ``batch``.
-    """
-
-    __slots__ = ("batch", "last_observation", "logged", "rewards", "status")
-
-    def __init__(self, rewards: list[float], status: int, *, logged: bool) -> None:
-        self.rewards = rewards
-        self.status = status
-        self.logged = logged
-        self.batch: InferredBatch | None = None
-        self.last_observation: Columns = {}
 
 
 class ChunkReader:
@@ -78,7 +57,7 @@ class ChunkReader:
         self._actions: SpaceCodec | None = None
         self._outputs: dict[str, _Column] = {}
 
-    def read(self, chunk: pb.Chunk, field: str, *, training: bool) -> Steps:
+    def read(self, chunk: pb.Chunk, field: str, *, training: bool) -> UploadedSteps:
         """Check a chunk.
 
         Args:
@@ -92,10 +71,10 @@ class ChunkReader:
         _check_names(chunk, field)
         status = chunk.status or RUNNING
         if status == ABANDONED and not chunk.HasField("rewards"):
-            return Steps([], ABANDONED, logged=False)
+            return UploadedSteps([], ABANDONED, logged=False)
         steps = steps_of(chunk)
         rewards = self._rewards.decode(chunk.rewards, steps, f"{field}.rewards")
-        read = Steps(rewards.tolist(), int(status), logged=chunk.logged)
+        read = UploadedSteps(rewards.tolist(), int(status), logged=chunk.logged)
         if status == ABANDONED:
             return read  # nobody will look at the rest
         if not steps:

@@ -11,8 +11,9 @@ from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.buffer import ExperienceBuffer
 from policy_server.downloads import Downloads
-from policy_server.episodes import EpisodeOptions, EpisodeStore
+from policy_server.episodes import EpisodeStore
 from policy_server.sessions import Session
+from policy_server.tracks import EpisodeOptions
 from policy_server.upload_gate import UploadGate
 from policy_server.uploads import UploadRecorder
 from policy_server.waiting import Waiting

@@ -36,13 +36,3 @@ def logp_required(field: str) -> Fault:
         "log_action needs logp=, the log-density of the action as given here",
         field,
     )
-
-
-def nothing_allowed(field: str) -> Fault:
-    """A mask leaves no action."""
-    return Fault(
-        Reason.SPACE_MISMATCH,
-        "expected at least one action that is allowed, got none; end the episode where there is "
-        "nothing left to do",
-        field,
-    )

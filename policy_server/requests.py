@@ -1,7 +1,7 @@
 """One ``Act`` request on its way through the server: what it said, and what it still waits for.
 
 Loop thread only. ``rows`` decodes and records it, ``batcher`` brings its actions, ``answers``
-encodes them. Made for every message, so both classes are flat and hold columns, not rows.
+encodes them. Made for every message, so ``Group`` and ``Ask`` are flat and hold columns, not rows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.wire.faults import Fault
-from policy_server.episodes import AgentTrack
 from policy_server.experience import InferredBatch
+from policy_server.tracks import AgentTrack
 
 if TYPE_CHECKING:
     from client_sdk.wire.batches import Columns
-    from policy_server.rows import Fields
+
+
+class Fields:
+    """Paths into a request's group, for faults."""
+
+    def __init__(self, index: int) -> None:
+        self.group = f"groups[{index}]"
+        self.episodes = f"{self.group}.episodes"
+        self.agents = f"{self.group}.agents"
+        self.steps = f"{self.group}.steps"
+        self.rewards = f"{self.group}.rewards"
+        self.statuses = f"{self.group}.statuses"
+        self.observations = f"{self.group}.observations"
+        self.logged_actions = f"{self.group}.logged_actions"
+        self.logged_logps = f"{self.group}.logged_logps"
+
+
+fields_of = functools.lru_cache(maxsize=64)(Fields)
+"""Made once for each place, not for each request."""
 
 
 class Group:

@@ -17,31 +17,13 @@ from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from policy_server.actions import LoggedActions
-from policy_server.episodes import ABANDONED, RUNNING, TRUNCATED, AgentTrack, EpisodeBook
-from policy_server.refusals import logp_required, nothing_allowed, unknown_agent
-from policy_server.requests import Ask, Group
+from policy_server.episodes import EpisodeBook
+from policy_server.masks import mask_path, nothing_allowed
+from policy_server.refusals import logp_required, unknown_agent
+from policy_server.requests import Ask, Fields, Group, fields_of
+from policy_server.tracks import ABANDONED, RUNNING, TRUNCATED, AgentTrack
 
 _ONLY_AGENT = ""
-_MASK = "action_mask"
-"""Key under which RLlib's action masking modules look for the mask."""
-
-
-class Fields:
-    """Paths into a request's group, for faults."""
-
-    def __init__(self, index: int) -> None:
-        self.group = f"groups[{index}]"
-        self.episodes = f"{self.group}.episodes"
-        self.agents = f"{self.group}.agents"
-        self.steps = f"{self.group}.steps"
-        self.rewards = f"{self.group}.rewards"
-        self.statuses = f"{self.group}.statuses"
-        self.observations = f"{self.group}.observations"
-        self.logged_actions = f"{self.group}.logged_actions"
-        self.logged_logps = f"{self.group}.logged_logps"
-
-
-_fields = functools.lru_cache(maxsize=64)(Fields)
 
 
 class RowRecorder:
@@ -78,7 +60,7 @@ class RowRecorder:
             rows += len(message.episodes) or 1
             if rows > self._max_rows:
                 raise self._too_many_rows(request)
-            groups.append(self._decode_group(message, _fields(index)))
+            groups.append(self._decode_group(message, fields_of(index)))
         return groups
 
     def _too_many_rows(self, request: pb.ActRequest) -> Fault:
@@ -315,16 +297,6 @@ class RowRecorder:
         if learning < len(indices):  # only episodes that are not learnt from are ever greedy
             rows.any_greedy = any(track.episode.options.greedy for track in rows.tracks)
         ask.add(rows)
-
-
-def mask_path(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> str | None:
-    """The leaf that says which actions are allowed, where RLlib's convention is followed."""
-    if not isinstance(observation_space, gym.spaces.Dict):
-        return None
-    mask = observation_space.spaces.get(_MASK)
-    if not isinstance(action_space, gym.spaces.Discrete) or mask is None:
-        return None
-    return _MASK if mask.shape == (int(action_space.n),) else None
 
 
 def _wrong_length(field: str, got: int, expected: int) -> Fault:

@@ -13,17 +13,16 @@ from typing import Any
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.chunk_reader import ChunkReader, steps_of
-from policy_server.episodes import (
+from policy_server.episodes import EpisodeBook, EpisodeStore
+from policy_server.experience import Deliveries
+from policy_server.faults import as_fault
+from policy_server.tracks import (
     ABANDONED,
     DEFAULT_OPTIONS,
     RUNNING,
     AgentTrack,
-    EpisodeBook,
     EpisodeOptions,
-    EpisodeStore,
 )
-from policy_server.experience import Deliveries
-from policy_server.faults import as_fault
 
 _MAX_REMEMBERED = 10_000
 """Refused chunks, and episodes that they broke, of one session; older ones are forgotten first."""
