@@ -164,6 +164,11 @@ class Spool:
         self._closed = False
         self.added = 0
         """Chunks so far."""
+        if directory is not None:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                self._tell_of_disk(error)
 
     @property
     def size_bytes(self) -> int:
@@ -343,17 +348,22 @@ class Spool:
                 self._segment = fresh
             entry.move(self._segment)
         except OSError as error:
-            if not self._disk_failed:
-                self._disk_failed = True
-                logger.warning(
-                    "cannot keep experience in %s (%s): what does not fit into %d MiB of memory is "
-                    "lost, the oldest first",
-                    self._directory,
-                    error.strerror or error,
-                    self._memory_limit // 2**20,
-                )
+            self._tell_of_disk(error)
             return False
         return True
+
+    def _tell_of_disk(self, error: OSError) -> None:
+        """Warn, once, that memory is all there is."""
+        if self._disk_failed:
+            return
+        self._disk_failed = True
+        logger.warning(
+            "cannot keep experience in %s (%s): what does not fit into %d MiB of memory is lost, the "
+            "oldest first",
+            self._directory,
+            error.strerror or error,
+            self._memory_limit // 2**20,
+        )
 
     def _too_much(self) -> bool:
         return self._bytes > self._limit_bytes or self._memory_bytes > self._memory_limit

@@ -243,6 +243,7 @@ def test_where_the_disk_fails_memory_takes_over_with_one_warning(tmp_path, monke
     file = tmp_path / "file"
     file.write_text("no directory")
     experience = Experience(directory=file)
+    assert "cannot keep experience" in caplog.text  # known before it is needed
     lineage = experience.episode()
     for step in range(0, 60, 10):
         experience.write(lineage, step)
