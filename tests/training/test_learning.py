@@ -17,12 +17,10 @@ from tests.training.support import (
     train_until,
 )
 
-INFERENCE = pytest.mark.parametrize("inference", ["remote", "local"])
-
 
 @pytest.mark.learning
 @pytest.mark.timeout(240)
-@INFERENCE
+@pytest.mark.parametrize("inference", ["remote", "local"])
 def test_ppo_learns_from_simulators(ray_session, inference):
     config = over_cartpole(PPOConfig(), num_env_runners=1)
     config.training(
@@ -40,7 +38,7 @@ def test_ppo_learns_from_simulators(ray_session, inference):
 
 @pytest.mark.learning
 @pytest.mark.timeout(240)
-@INFERENCE
+@pytest.mark.parametrize("inference", ["remote", pytest.param("local", marks=pytest.mark.slow)])
 def test_dqn_learns_from_simulators(ray_session, inference):
     config = over_cartpole(DQNConfig(), num_env_runners=0)
     config.training(
