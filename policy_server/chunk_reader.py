@@ -23,6 +23,7 @@ from policy_server.experience import InferredBatch
 from policy_server.masks import mask_path, nothing_allowed
 from policy_server.policy_check import PolicyCheck
 from policy_server.refusals import check_policy_id, logp_required, unknown_agent
+from policy_server.terms import Terms
 from policy_server.tracks import ABANDONED, RUNNING, UploadedSteps
 
 if TYPE_CHECKING:
@@ -35,23 +36,15 @@ _SHA256_BYTES = 32
 class ChunkReader:
     """Knows the spaces and the policy files, and what a chunk may be."""
 
-    def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        files: PolicyFiles,
-        *,
-        normalize_actions: bool,
-        logged_actions_need_logp: bool,
-    ) -> None:
+    def __init__(self, terms: Terms, files: PolicyFiles) -> None:
         self._files = files
-        self._observations = SpaceCodec(observation_space)
-        self._action_space = action_space
-        self._executed = SpaceCodec(action_space)
-        self._logged = LoggedActions(action_space, normalize=normalize_actions)
-        self._mask = mask_path(observation_space, action_space)
-        self._need_logp = logged_actions_need_logp
-        self._check = PolicyCheck(action_space)
+        self._observations = SpaceCodec(terms.observation_space)
+        self._action_space = terms.action_space
+        self._executed = SpaceCodec(terms.action_space)
+        self._logged = LoggedActions(terms.action_space, normalize=terms.normalize_actions)
+        self._mask = mask_path(terms.observation_space, terms.action_space)
+        self._need_logp = terms.logged_actions_need_logp
+        self._check = PolicyCheck(terms.action_space)
         self._rewards = _Column("reward", (), np.float64)
         # Of the graph; known with the first file, and the same for all of them.
         self._actions: SpaceCodec | None = None

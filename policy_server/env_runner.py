@@ -52,6 +52,7 @@ from policy_server.policy_store import PolicyStore
 from policy_server.relay import NO_WEIGHTS, DriverPipeline, report, weights_in
 from policy_server.semantics import resolve
 from policy_server.server import PolicyServer
+from policy_server.terms import Terms
 
 _logger = logging.getLogger(__name__)
 
@@ -193,15 +194,17 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         )
         self._server = PolicyServer(
             server_config,
-            observation_space=self._observation_space,
-            action_space=self._action_space,
+            Terms(
+                self._observation_space,
+                self._action_space,
+                hold=semantics.hold,
+                logged_actions_need_logp=semantics.logged_actions_need_logp,
+                normalize_actions=bool(self.config.normalize_actions),
+                remote_only=None if fast else self._factory.reason,
+                steps_per_upload=semantics.steps_per_upload,
+            ),
             policies=self._policies,
             buffer=self._buffer,
-            hold=semantics.hold,
-            logged_actions_need_logp=semantics.logged_actions_need_logp,
-            normalize_actions=bool(self.config.normalize_actions),
-            remote_only=None if fast else self._factory.reason,
-            steps_per_upload=semantics.steps_per_upload,
         )
         self.address = self._server.start()
 

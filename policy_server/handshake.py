@@ -5,43 +5,41 @@ Loop thread only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import gymnasium as gym
-
 from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.spaces import diff, space_to_proto
+from policy_server.config import PolicyServerConfig
 from policy_server.experience import POLICY_ID
 from policy_server.local import LocalInference
 from policy_server.refusals import unknown_agent
 from policy_server.sessions import Session
+from policy_server.terms import Terms
 
 
 class Handshake:
     """Knows the spaces, and everything else that all clients are told alike."""
 
-    def __init__(
-        self,
-        *,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        lease_s: float,
-        limits: pb.Limits,
-        client_config: Mapping[str, Any],
-        local: LocalInference,
-    ) -> None:
-        self._spaces = {"observation_space": observation_space, "action_space": action_space}
+    def __init__(self, config: PolicyServerConfig, terms: Terms, local: LocalInference) -> None:
+        self._spaces = {
+            "observation_space": terms.observation_space,
+            "action_space": terms.action_space,
+        }
         self._local = local
-        self._greeting = pb.OpenSessionResponse(protocol_version=PROTOCOL_VERSION, limits=limits)
+        self._greeting = pb.OpenSessionResponse(
+            protocol_version=PROTOCOL_VERSION,
+            limits=pb.Limits(
+                max_rows_per_request=config.max_rows_per_request,
+                max_open_episodes=config.max_open_episodes_per_session,
+                max_message_bytes=config.max_message_bytes,
+            ),
+        )
         agent = self._greeting.agents[""]
-        agent.observation_space.CopyFrom(space_to_proto(observation_space))
-        agent.action_space.CopyFrom(space_to_proto(action_space))
+        agent.observation_space.CopyFrom(space_to_proto(terms.observation_space))
+        agent.action_space.CopyFrom(space_to_proto(terms.action_space))
         agent.policy_id = POLICY_ID
-        self._greeting.lease.FromMicroseconds(int(lease_s * 1e6))
-        self._greeting.client_config.update(client_config)
+        self._greeting.lease.FromMicroseconds(int(config.lease_s * 1e6))
+        self._greeting.client_config.update(config.client_config)
 
     def check(self, request: pb.OpenSessionRequest) -> None:
         """Refuse a client that would not get on with this server.

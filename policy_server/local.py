@@ -13,6 +13,7 @@ from policy_server.buffer import ExperienceBuffer
 from policy_server.downloads import Downloads
 from policy_server.episodes import EpisodeStore
 from policy_server.sessions import Session
+from policy_server.terms import Terms
 from policy_server.tracks import EpisodeOptions
 from policy_server.upload_gate import UploadGate
 from policy_server.uploads import UploadRecorder
@@ -33,36 +34,31 @@ class LocalInference:
 
     def __init__(
         self,
+        terms: Terms,
         downloads: Downloads,
         recorder: UploadRecorder,
         gate: UploadGate,
         store: EpisodeStore,
         buffer: ExperienceBuffer,
-        *,
-        impossible: str | None,
-        steps_per_upload: int,
-        hold: bool,
     ) -> None:
         """Prepare.
 
         Args:
+            terms: On which clients act.
             downloads: Answers ``GetPolicy``.
             recorder: Takes chunks.
             gate: Holds uploads back.
             store: Their episodes.
             buffer: Where they go.
-            impossible: Why there is no local inference here; None where there is.
-            steps_per_upload: Told to clients.
-            hold: The server learns on-policy: answers to uploads wait while it does.
         """
         self.downloads = downloads
         self.recorder = recorder
         self.gate = gate
         self._store = store
         self._buffer = buffer
-        self._impossible = impossible
-        self._steps_per_upload = steps_per_upload
-        self._hold = hold
+        self._impossible = terms.remote_only
+        self._steps_per_upload = terms.steps_per_upload
+        self._hold = terms.hold
 
     def check_possible(self, field: str = "") -> None:
         """Refuse clients that act alone, where no file of the policy can be had.

@@ -7,9 +7,7 @@ single rows are found on the way and reported in band.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from client_sdk.wire import policyserver_pb2 as pb
@@ -21,6 +19,7 @@ from policy_server.episodes import EpisodeBook
 from policy_server.masks import mask_path, nothing_allowed
 from policy_server.refusals import logp_required, unknown_agent
 from policy_server.requests import Ask, Fields, Group, fields_of
+from policy_server.terms import Terms
 from policy_server.tracks import ABANDONED, RUNNING, TRUNCATED, AgentTrack
 
 _ONLY_AGENT = ""
@@ -29,21 +28,13 @@ _ONLY_AGENT = ""
 class RowRecorder:
     """Knows the spaces, and what a row may be."""
 
-    def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        *,
-        max_rows: int,
-        normalize_actions: bool,
-        logged_actions_need_logp: bool,
-    ) -> None:
-        self._observations = SpaceCodec(observation_space)
-        self._actions = SpaceCodec(action_space)
-        self._logged = LoggedActions(action_space, normalize=normalize_actions)
-        self._mask = mask_path(observation_space, action_space)
+    def __init__(self, terms: Terms, *, max_rows: int) -> None:
+        self._observations = SpaceCodec(terms.observation_space)
+        self._actions = SpaceCodec(terms.action_space)
+        self._logged = LoggedActions(terms.action_space, normalize=terms.normalize_actions)
+        self._mask = mask_path(terms.observation_space, terms.action_space)
         self._max_rows = max_rows
-        self._need_logp = logged_actions_need_logp
+        self._need_logp = terms.logged_actions_need_logp
 
     # Decode.
 

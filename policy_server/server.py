@@ -11,10 +11,8 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, cast
 
 import grpc
-import gymnasium as gym
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -26,29 +24,16 @@ from client_sdk.listening import (
     write_atomically,
 )
 from client_sdk.traffic import Traffic
-from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
-from policy_server.acting import Acting
-from policy_server.answers import AnswerEncoder
 from policy_server.auth import TokenInterceptor
-from policy_server.batcher import Batcher
 from policy_server.buffer import ExperienceBuffer
-from policy_server.chunk_reader import ChunkReader
 from policy_server.config import PolicyServerConfig
-from policy_server.downloads import Downloads
-from policy_server.episodes import EpisodeStore
 from policy_server.experience import Policy
 from policy_server.faults import incidents
-from policy_server.handshake import Handshake
-from policy_server.local import LocalInference
-from policy_server.policy_files import ExportedPolicy, PolicyFiles
+from policy_server.parts import Parts
 from policy_server.policy_store import PolicyStore
-from policy_server.rows import RowRecorder
-from policy_server.service import SERVICE_NAME, PolicyService
-from policy_server.sessions import SessionRegistry
-from policy_server.upload_gate import UploadGate
-from policy_server.uploads import UploadRecorder
+from policy_server.service import SERVICE_NAME
+from policy_server.terms import Terms
 
 logger = logging.getLogger(__name__)
 
@@ -71,41 +56,23 @@ class PolicyServer:
     def __init__(
         self,
         config: PolicyServerConfig,
+        terms: Terms,
         *,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
         policies: PolicyStore,
         buffer: ExperienceBuffer,
-        hold: bool,
-        logged_actions_need_logp: bool,
-        normalize_actions: bool = True,
-        remote_only: str | None = None,
-        steps_per_upload: int = 100,
     ) -> None:
         """Prepare; nothing listens until ``start``.
 
         Args:
             config: Where to listen, what to admit.
-            observation_space: Of the application's observations, before any connector.
-            action_space: Of the actions that the application executes.
+            terms: On which clients act.
             policies: Where the newest policy is found.
             buffer: Where experience goes.
-            hold: Actions for training episodes wait while nobody asks for experience.
-            logged_actions_need_logp: The algorithm corrects for the behaviour's log-density.
-            normalize_actions: RLlib's setting of that name.
-            remote_only: Why clients cannot act alone; None: the policies have ONNX files.
-            steps_per_upload: How many steps clients that act alone send at a time.
         """
         self._config = config
-        self._observation_space = observation_space
-        self._action_space = action_space
+        self._terms = terms
         self._policies = policies
         self._buffer = buffer
-        self._hold = hold
-        self._need_logp = logged_actions_need_logp
-        self._normalize = normalize_actions
-        self._remote_only = remote_only
-        self._steps_per_upload = steps_per_upload
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -113,7 +80,7 @@ class PolicyServer:
         self._start_error: BaseException | None = None
         self._address = ""
         self._degraded: str | None = None
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._traffic = Traffic()
 
     # Actor thread.
@@ -177,23 +144,7 @@ class PolicyServer:
         parts = self._parts
         if parts is None:
             return {}
-        return {
-            "sessions": len(parts.sessions),
-            "sessions_opened": parts.sessions.opened,
-            "sessions_expired": parts.sessions.expired,
-            "episodes_open": parts.store.open_episodes,
-            "episodes_lost": parts.sessions.episodes_lost,
-            "requests": parts.acting.requests,
-            "requests_waiting": parts.batcher.waiting + parts.local.gate.waiting,
-            "batches": parts.batcher.batches,
-            "actions": parts.batcher.actions,
-            "policy_downloads": parts.local.downloads.downloads,
-            "downloads_waiting": parts.files.waiting,
-            "chunks": parts.local.recorder.taken,
-            "chunks_refused": parts.local.recorder.refused,
-            "incidents": incidents.count,
-            **self._traffic.snapshot(),
-        }
+        return {**parts.stats(), "incidents": incidents.count, **self._traffic.snapshot()}
 
     def ledger(self) -> dict[str, int]:
         """Where every step went, of one moment: received = held + all the others.
@@ -235,7 +186,7 @@ class PolicyServer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         config = self._config
-        parts = self._parts = _Parts(self)
+        parts = self._parts = Parts(config, self._terms, self._policies, self._buffer)
         server = grpc.aio.server(
             interceptors=[TokenInterceptor(config.token)] if config.token else [],
             options=_server_options(config),
@@ -269,7 +220,7 @@ class PolicyServer:
             if config.address_file is not None:
                 remove_if_ours(config.address_file, self._address)
 
-    async def _sweep_until_stopped(self, parts: _Parts) -> None:
+    async def _sweep_until_stopped(self, parts: Parts) -> None:
         if self._stopping is None:
             return
         while True:
@@ -284,9 +235,7 @@ class PolicyServer:
 
     def _policy_arrived(self, policy: Policy) -> None:
         if self._parts is not None:
-            self._parts.note_policy(policy)
-            self._parts.batcher.policy_arrived()
-            self._parts.local.gate.policy_arrived()
+            self._parts.policy_arrived(policy)
             self._report_health()
 
     def _note_degraded(self) -> None:
@@ -297,8 +246,7 @@ class PolicyServer:
                 "the last policy once it asks for experience again: ask again",
                 retry_after_s=1.0,
             )
-            self._parts.batcher.cancel(fault)
-            self._parts.local.gate.cancel(fault)
+            self._parts.release(fault)
         self._report_health()
 
     def _report_health(self) -> None:
@@ -313,112 +261,6 @@ class PolicyServer:
         status = health_pb2.HealthCheckResponse
         for name in _HEALTH_SERVICES:
             await self._parts.health.set(name, status.SERVING if ready else status.NOT_SERVING)
-
-
-class _Parts:
-    """What lives on the loop, put together."""
-
-    def __init__(self, server: PolicyServer) -> None:
-        config = server._config
-        self.health = health.aio.HealthServicer()
-        self.store = EpisodeStore(
-            server._buffer,
-            max_open_per_session=config.max_open_episodes_per_session,
-            max_open=config.max_open_episodes,
-        )
-        self.sessions = SessionRegistry(
-            self.store,
-            lease_s=config.lease_s,
-            max_sessions=config.max_sessions,
-            max_calls=config.max_calls_per_session,
-            changed=server._buffer.connected,
-        )
-        self.batcher = Batcher(
-            asyncio.get_running_loop(),
-            server._policies,
-            server._buffer,
-            self.store,
-            hold=server._hold,
-            hold_timeout_s=config.hold_timeout_s,
-            wait_timeout_s=config.wait_timeout_s,
-        )
-        self.files = PolicyFiles(
-            max_kept=config.policies_kept, max_remembered=config.policies_remembered
-        )
-        self._exported = server._remote_only is None
-        reader = ChunkReader(
-            server._observation_space,
-            server._action_space,
-            self.files,
-            normalize_actions=server._normalize,
-            logged_actions_need_logp=server._need_logp,
-        )
-        self.local = LocalInference(
-            Downloads(self.files),
-            UploadRecorder(reader, self.store, max_rows=config.max_rows_per_request),
-            UploadGate(
-                server._buffer,
-                hold=server._hold,
-                hold_timeout_s=config.hold_timeout_s,
-                wait_timeout_s=config.wait_timeout_s,
-            ),
-            self.store,
-            server._buffer,
-            impossible=server._remote_only,
-            steps_per_upload=server._steps_per_upload,
-            hold=server._hold,
-        )
-        self.acting = Acting(
-            self.store,
-            RowRecorder(
-                server._observation_space,
-                server._action_space,
-                max_rows=config.max_rows_per_request,
-                normalize_actions=server._normalize,
-                logged_actions_need_logp=server._need_logp,
-            ),
-            self.batcher,
-            AnswerEncoder(SpaceCodec(server._action_space)),
-            max_open_episodes=config.max_open_episodes_per_session,
-        )
-        self.service = PolicyService(
-            sessions=self.sessions,
-            handshake=Handshake(
-                observation_space=server._observation_space,
-                action_space=server._action_space,
-                lease_s=config.lease_s,
-                limits=pb.Limits(
-                    max_rows_per_request=config.max_rows_per_request,
-                    max_open_episodes=config.max_open_episodes_per_session,
-                    max_message_bytes=config.max_message_bytes,
-                ),
-                client_config=config.client_config,
-                local=self.local,
-            ),
-            acting=self.acting,
-            local=self.local,
-            policy_version=lambda: (
-                server._policies.current.version if server._policies.current else 0
-            ),
-            max_open_episodes=config.max_open_episodes_per_session,
-        )
-
-    def note_policy(self, policy: Policy) -> None:
-        """A version was published."""
-        if self._exported:
-            self.files.add(cast("ExportedPolicy", policy))
-
-    def demand_changed(self) -> None:
-        """``sample()`` asks for experience, or took some."""
-        self.store.settle()
-        self.batcher.open_gate()
-        self.local.gate.demand_changed()
-
-    def sweep(self) -> None:
-        """What time brings about."""
-        self.sessions.expire()
-        self.batcher.expire()
-        self.demand_changed()
 
 
 def _server_options(config: PolicyServerConfig) -> list[tuple[str, int]]:

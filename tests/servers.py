@@ -16,6 +16,7 @@ from policy_server.config import PolicyServerConfig
 from policy_server.experience import Chunk, InferredBatch, RowContext
 from policy_server.policy_store import PolicyStore
 from policy_server.server import PolicyServer
+from policy_server.terms import Terms
 
 CARTPOLE_OBSERVATIONS = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
 CARTPOLE_ACTIONS = gym.spaces.Discrete(2)
@@ -96,13 +97,15 @@ class ServerUnderTest:
             self.publish(first_version)
         self.server = PolicyServer(
             config,
-            observation_space=observation_space,
-            action_space=action_space,
+            Terms(
+                observation_space,
+                action_space,
+                hold=hold,
+                logged_actions_need_logp=need_logp,
+                **{"remote_only": "made for tests", **more},
+            ),
             policies=self.policies,
             buffer=self.buffer,
-            hold=hold,
-            logged_actions_need_logp=need_logp,
-            **{"remote_only": "made for tests", **more},
         )
         self.address = self.server.start()
 

@@ -18,6 +18,7 @@ from policy_server import PolicyServerConfig, ServerTls
 from policy_server.buffer import ExperienceBuffer
 from policy_server.policy_store import PolicyStore
 from policy_server.server import PolicyServer, ServerStartError
+from policy_server.terms import Terms
 from tests.authority import Authority
 from tests.server.talk import Health, Talker, eventually, fault_in, health, rows, seen
 from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS, serving
@@ -29,12 +30,9 @@ def unstarted(**settings) -> PolicyServer:
     """A server of its own, not listening yet."""
     return PolicyServer(
         PolicyServerConfig(**settings),
-        observation_space=CARTPOLE_OBSERVATIONS,
-        action_space=CARTPOLE_ACTIONS,
+        Terms(CARTPOLE_OBSERVATIONS, CARTPOLE_ACTIONS, hold=False, logged_actions_need_logp=True),
         policies=PolicyStore(),
         buffer=ExperienceBuffer(100),
-        hold=False,
-        logged_actions_need_logp=True,
     )
 
 
