@@ -7,23 +7,21 @@ moments. Kept in memory, and what is more than ``MEMORY_BYTES`` on disk if there
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from client_sdk.recorder import CutChunk
 from client_sdk.rows import Numbering
 from client_sdk.session import logger
+from client_sdk.spool_disk import SpoolDisk, Stored
 
 MEMORY_BYTES: Final = 32 * 2**20
 """So much stays in memory where there is a directory for the rest."""
 TAKEN_SHARE: Final = 0.25
 """Of the bound, for what the server has but has not delivered; it is most probably safe there."""
-_SEGMENT_BYTES: Final = 16 * 2**20
 
 
 class Entry:
@@ -55,7 +53,7 @@ class Entry:
         self.episode = 0
         self.starts = False
         self.sent = False
-        self._place: tuple[_Segment, int] | None = None
+        self._place: Stored | None = None
 
     def data(self) -> bytes:
         """The encoded chunk.
@@ -63,67 +61,26 @@ class Entry:
         Raises:
             OSError: The disk does not give it back.
         """
-        if self._place is None:
-            return self.chunk.data
-        segment, offset = self._place
-        return segment.read(offset, self.size_bytes)
+        return self.chunk.data if self._place is None else self._place.read()
 
-    def move(self, segment: _Segment) -> None:
+    def move(self, disk: SpoolDisk) -> None:
         """Keep the encoded chunk on disk.
 
         Raises:
             OSError: The disk does not take it; it stays in memory.
         """
-        self._place = segment, segment.append(self.chunk.data)
+        self._place = disk.store(self.chunk.data)
         self.chunk.data = b""
 
     def forget(self) -> None:
         """It is not needed any more."""
         if self._place is not None:
-            self._place[0].release()
+            self._place.release()
 
     @property
     def on_disk(self) -> bool:
         """Whether its memory is free."""
         return self._place is not None
-
-
-class _Segment:
-    """An unnamed file for many chunks, gone when the last of them is: a kill leaves nothing."""
-
-    def __init__(self, directory: Path) -> None:
-        # Closed by release().
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
-        self._entries = 0
-        self.size_bytes = 0
-        self.retired = False
-        """Nothing is appended any more."""
-
-    def append(self, data: bytes) -> int:
-        offset = self.size_bytes
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._file.fileno(), view, self.size_bytes)
-            view = view[written:]
-            self.size_bytes += written
-        self._entries += 1
-        return offset
-
-    def read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._file.fileno(), size, offset)
-        if len(data) != size:
-            raise OSError(f"expected {size} bytes, got {len(data)}")
-        return data
-
-    def release(self) -> None:
-        self._entries -= 1
-        if self.retired and not self._entries:
-            self._file.close()
-
-    def retire(self) -> None:
-        self.retired = True
-        if not self._entries:
-            self._file.close()
 
 
 class Spool:
@@ -142,7 +99,7 @@ class Spool:
         dropped: Callable[[Sequence[CutChunk]], None],
     ) -> None:
         self._limit_bytes = limit_bytes
-        self._directory = directory
+        self._disk = None if directory is None else SpoolDisk(directory)
         self._memory_limit = limit_bytes if directory is None else min(limit_bytes, MEMORY_BYTES)
         self._dropped = dropped
         # Reentrant, as ``Guard``'s is, for the same reason.
@@ -159,16 +116,15 @@ class Spool:
         self._session = 1
         self._next_sequence = 1
         self._numbering = Numbering()
-        self._segment: _Segment | None = None
         self._disk_failed = False
         self._closed = False
         self.added = 0
         """Chunks so far."""
-        if directory is not None:
+        if self._disk is not None:
             try:
-                directory.mkdir(parents=True, exist_ok=True)
+                self._disk.prepare()
             except OSError as error:
-                self._tell_of_disk(error)
+                self._tell_of(self._disk, error)
 
     @property
     def size_bytes(self) -> int:
@@ -307,9 +263,8 @@ class Spool:
             self._taken_bytes = self._taken_steps = 0
             self._in_flight.clear()
             self._waiting.clear()
-            if self._segment is not None:
-                self._segment.retire()
-                self._segment = None
+            if self._disk is not None:
+                self._disk.close()
 
     # -- under the lock ------------------------------------------------------------------------
 
@@ -337,22 +292,16 @@ class Spool:
 
     def _store(self, entry: Entry) -> bool:
         """Put a new chunk on disk; False: it has to stay in memory."""
-        if self._directory is None:
+        if self._disk is None:
             return False
         try:
-            if self._segment is None or self._segment.size_bytes >= _SEGMENT_BYTES:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                fresh = _Segment(self._directory)
-                if self._segment is not None:
-                    self._segment.retire()
-                self._segment = fresh
-            entry.move(self._segment)
+            entry.move(self._disk)
         except OSError as error:
-            self._tell_of_disk(error)
+            self._tell_of(self._disk, error)
             return False
         return True
 
-    def _tell_of_disk(self, error: OSError) -> None:
+    def _tell_of(self, disk: SpoolDisk, error: OSError) -> None:
         """Warn, once, that memory is all there is."""
         if self._disk_failed:
             return
@@ -360,7 +309,7 @@ class Spool:
         logger.warning(
             "cannot keep experience in %s (%s): what does not fit into %d MiB of memory is lost, the "
             "oldest first",
-            self._directory,
+            disk.directory,
             error.strerror or error,
             self._memory_limit // 2**20,
         )

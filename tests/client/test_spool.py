@@ -254,7 +254,7 @@ def test_where_the_disk_fails_memory_takes_over_with_one_warning(tmp_path, monke
 
 def test_nothing_is_left_in_the_directory(tmp_path, monkeypatch):
     monkeypatch.setattr("client_sdk.spool.MEMORY_BYTES", 0)
-    monkeypatch.setattr("client_sdk.spool._SEGMENT_BYTES", 3000)
+    monkeypatch.setattr("client_sdk.spool_disk._SEGMENT_BYTES", 3000)
     experience = Experience(directory=tmp_path)
     lineage = experience.episode()
     for step in range(0, 100, 10):
