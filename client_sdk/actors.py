@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from client_sdk.attempts import Attempts
 from client_sdk.batch_track import BatchTrack
 from client_sdk.call_errors import Disconnected, Overdue
 from client_sdk.channel import Stream
@@ -29,11 +28,11 @@ from client_sdk.errors import (
 )
 from client_sdk.exchange import Exchange
 from client_sdk.pending import Pending
-from client_sdk.rows import Rows, Status, Track
+from client_sdk.remote_steps import RemoteSteps
+from client_sdk.rows import Status
 from client_sdk.session import logger
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import Columns
 
 MAX_UNANSWERED = 256
 """So many requests may be on their way without anyone waiting; the next one waits for the first."""
@@ -46,6 +45,7 @@ class RemoteActor:
 
     def __init__(self, endpoint: Endpoint, exchange: Exchange, timeouts: Timeouts) -> None:
         self.exchange = exchange
+        self._steps = RemoteSteps(exchange)
         self._endpoint = endpoint
         self._timeouts = timeouts
         self._target = endpoint.address
@@ -82,35 +82,21 @@ class RemoteActor:
     ) -> None:
         """Record what the application did by itself."""
         self._settle(track)
-        exchange = self.exchange
-        columns, logged = exchange.observation(observation), exchange.logged_action(action, logp)
-        track.add_reward(reward)
-        told = exchange.logged_actions_welcome
-        pending = exchange.issue(track, track.row(columns, Status.RUNNING, logged, logp), told=told)
-        self._send(pending)
-        if not told:
-            # Refused for the algorithm's sake, or never: so the first one is waited for.
+        pending = self._send(self._steps.log_action(track, observation, action, logp, reward))
+        if not pending.told:
             self._wait(pending)
-            exchange.acknowledge(pending)
-            exchange.logged_actions_welcome = True
+            self._steps.logged(pending)
 
     def end(
         self, track: EpisodeTrack, observation: Any, status: Status, reward: float = 0.0
     ) -> None:
         """Record where an episode ended; nobody waits for the answer."""
         self._settle(track)
-        columns = self.exchange.last_observation(observation, status)
-        track.add_reward(reward)
-        if track.step:
-            self.tell(track, track.row(columns, status))
-        else:  # an episode without a step
-            self.abandon(track)
+        self._tell(self._steps.end(track, observation, status, reward))
 
     def abandon(self, track: EpisodeTrack) -> None:
         """Take an episode back; nobody waits for the answer."""
-        if track.begun:
-            self.exchange.withdraw(track)
-            self.tell(track, track.last_row())
+        self._tell(self._steps.abandon(track))
 
     def act_batch(
         self, track: BatchTrack, observations: Any, rewards: Any, terminated: Any, truncated: Any
@@ -118,11 +104,10 @@ class RemoteActor:
         """Record a vector step; returns the next actions."""
         pending = track.pending
         if pending is None:
-            columns: Columns = self.exchange.observations(observations, track.n)
-            rows = track.rows(columns, rewards, terminated, truncated)
-            if rows is None:
+            pending = self._steps.act_batch(track, observations, rewards, terminated, truncated)
+            if pending is None:
                 return self.exchange.no_actions(track.n)
-            pending = self._send(self.exchange.issue(track, rows))
+            self._send(pending)
         self._wait(pending)
         return self.exchange.actions(pending, track.n)
 
@@ -131,23 +116,14 @@ class RemoteActor:
         if track.pending is not None:
             # Its answer stays for whoever asks again: those actions have been chosen.
             self._wait(track.pending)
-        last = track.abandon(indices)
-        if last is not None:
-            self.tell(track, last)
+        self._tell(self._steps.abandon_rows(track, indices))
 
     def close_batch(self, track: BatchTrack) -> None:
         """Take back what is running of a batch; nothing more comes from it."""
-        self.exchange.withdraw(track)
-        last = track.abandon(track.running())
-        if last is not None:
-            self.tell(track, last)
+        self._tell(self._steps.close_batch(track))
 
     def update_policy_weights(self) -> None:
         """Nothing to do: the server always acts with its newest policy."""
-
-    def tell(self, track: Track, rows: Rows) -> None:
-        """Send rows that end what they speak of."""
-        self._send(self.exchange.issue(track, rows, told=True, final=True))
 
     def ping(self) -> float:
         """Seconds that a round trip takes, without an action."""
@@ -170,6 +146,10 @@ class RemoteActor:
         if self._stream is not None:  # else: sent with everything unanswered, once connected
             self._stream.send(pending.data)
         return pending
+
+    def _tell(self, pending: Pending | None) -> None:
+        if pending is not None:
+            self._send(pending)
 
     def _settle(self, track: EpisodeTrack) -> None:
         """Wait for the episode's previous row, so that two of one episode are never on their way.
@@ -271,13 +251,7 @@ class RemoteActor:
         )
 
     def _connect(self, budget_s: float) -> None:
-        session = self.exchange.session
-        attempts = Attempts(
-            time.monotonic(),
-            budget_s,
-            self._timeouts.connect_s,
-            session.lease_s if session else None,
-        )
+        attempts = self.exchange.attempts(budget_s, self._timeouts)
         keep_trying(self._endpoint, attempts, self._open, self._pause)
 
     def _open(self, timeout_s: float) -> None:

@@ -13,12 +13,11 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from client_sdk.aio_connecting import keep_trying, open_session
 from client_sdk.aio_transport import AioConnection, AioStream
-from client_sdk.attempts import MAX_REDIRECTS, Attempts
 from client_sdk.batch_track import BatchTrack
 from client_sdk.call_errors import Disconnected
-from client_sdk.config import Address, Timeouts
-from client_sdk.diagnosis import diagnose
+from client_sdk.config import Timeouts
 from client_sdk.endpoint import Endpoint
 from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import (
@@ -30,7 +29,8 @@ from client_sdk.errors import (
 )
 from client_sdk.exchange import Exchange
 from client_sdk.pending import Pending
-from client_sdk.rows import Rows, Status, Track
+from client_sdk.remote_steps import RemoteSteps
+from client_sdk.rows import Status, Track
 from client_sdk.session import logger
 from client_sdk.wire import policyserver_pb2 as pb
 
@@ -45,6 +45,7 @@ class AioRemoteActor:
 
     def __init__(self, endpoint: Endpoint, exchange: Exchange, timeouts: Timeouts) -> None:
         self.exchange = exchange
+        self._steps = RemoteSteps(exchange)
         self._endpoint = endpoint
         self._timeouts = timeouts
         self._loop = asyncio.get_running_loop()
@@ -86,35 +87,22 @@ class AioRemoteActor:
     ) -> None:
         """Record what the application did by itself."""
         await self._settle(track)
-        exchange = self.exchange
-        columns, logged = exchange.observation(observation), exchange.logged_action(action, logp)
-        track.add_reward(reward)
-        told = exchange.logged_actions_welcome
-        pending = exchange.issue(track, track.row(columns, Status.RUNNING, logged, logp), told=told)
+        pending = self._steps.log_action(track, observation, action, logp, reward)
         await self._send(pending)
-        if not told:
-            # Refused for the algorithm's sake, or never: so the first one is waited for.
+        if not pending.told:
             await self._wait(pending)
-            exchange.acknowledge(pending)
-            exchange.logged_actions_welcome = True
+            self._steps.logged(pending)
 
     async def end(
         self, track: EpisodeTrack, observation: Any, status: Status, reward: float = 0.0
     ) -> None:
         """Record where an episode ended; nobody waits for the answer."""
         await self._settle(track)
-        columns = self.exchange.last_observation(observation, status)
-        track.add_reward(reward)
-        if track.step:
-            await self.tell(track, track.row(columns, status))
-        else:  # an episode without a step
-            await self.abandon(track)
+        await self._tell(track, self._steps.end(track, observation, status, reward))
 
     async def abandon(self, track: EpisodeTrack) -> None:
         """Take an episode back; nobody waits for the answer."""
-        if track.begun:
-            self.withdraw(track)
-            await self.tell(track, track.last_row())
+        await self._tell(track, self._steps.abandon(track))
 
     async def act_batch(
         self, track: BatchTrack, observations: Any, rewards: Any, terminated: Any, truncated: Any
@@ -122,11 +110,9 @@ class AioRemoteActor:
         """Record a vector step; returns the next actions."""
         pending = track.pending
         if pending is None:
-            columns = self.exchange.observations(observations, track.n)
-            rows = track.rows(columns, rewards, terminated, truncated)
-            if rows is None:
+            pending = self._steps.act_batch(track, observations, rewards, terminated, truncated)
+            if pending is None:
                 return self.exchange.no_actions(track.n)
-            pending = self.exchange.issue(track, rows)
             await self._send(pending)
         await self._wait(pending)
         return self.exchange.actions(pending, track.n)
@@ -136,30 +122,14 @@ class AioRemoteActor:
         if track.pending is not None:
             # Its answer stays for whoever asks again: those actions have been chosen.
             await self._wait(track.pending)
-        last = track.abandon(indices)
-        if last is not None:
-            await self.tell(track, last)
+        await self._tell(track, self._steps.abandon_rows(track, indices))
 
     async def close_batch(self, track: BatchTrack) -> None:
         """Take back what is running of a batch; nothing more comes from it."""
-        self.withdraw(track)
-        last = track.abandon(track.running())
-        if last is not None:
-            await self.tell(track, last)
+        await self._tell(track, self._steps.close_batch(track))
 
     async def update_policy_weights(self) -> None:
         """Nothing to do: the server always acts with its newest policy."""
-
-    def withdraw(self, track: Track) -> None:
-        """Do not repeat what the server put off; whoever waits for it is told why it did."""
-        pending = track.pending
-        self.exchange.withdraw(track)
-        if pending is not None and pending.answered:
-            _wake(pending)
-
-    async def tell(self, track: Track, rows: Rows) -> None:
-        """Send rows that end what they speak of."""
-        await self._send(self.exchange.issue(track, rows, told=True, final=True))
 
     async def ping(self) -> float:
         """Seconds that a round trip takes, without an action."""
@@ -184,6 +154,13 @@ class AioRemoteActor:
         elif self._reader is None or self._reader.done():
             # Gave up connecting; it is sent with everything unanswered.
             self._reader = self._loop.create_task(self._read(connected=False))
+
+    async def _tell(self, track: Track, pending: Pending | None) -> None:
+        withdrawn = track.pending
+        if withdrawn is not None and withdrawn.answered:
+            _wake(withdrawn)  # whoever waits for it is told why the server put it off
+        if pending is not None:
+            await self._send(pending)
 
     async def _settle(self, track: EpisodeTrack) -> None:
         """Wait for the episode's previous row, so that two of one episode are never on their way.
@@ -349,66 +326,29 @@ class AioRemoteActor:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, budget_s: float) -> None:
-        session = self.exchange.session
-        attempts = Attempts(
-            time.monotonic(),
-            budget_s,
-            self._timeouts.connect_s,
-            session.lease_s if session else None,
-        )
-        while True:
-            try:
-                await self._open(attempts.timeout_s(time.monotonic()))
-                return
-            except (Disconnected, PolicyClientError) as error:
-                failure = error
-            now = time.monotonic()
-            delay_s = attempts.delay_s(now, failure)
-            if delay_s is None:
-                if isinstance(failure, PolicyClientError):
-                    raise failure
-                raise attempts.verdict(
-                    await asyncio.to_thread(
-                        diagnose,
-                        self._endpoint,
-                        attempts.waited_s(now),
-                        failure.why,
-                        attempts.diagnosis_s,
-                    )
-                )
-            if (news := attempts.news(now)) is not None:
-                logger.info("%s %s", self._endpoint.address, news)
-            await asyncio.sleep(delay_s)
+        attempts = self.exchange.attempts(budget_s, self._timeouts)
+        await keep_trying(self._endpoint, attempts, self._open)
 
     async def _open(self, timeout_s: float) -> None:
         """One attempt: session, then stream, then whatever is not answered."""
-        target = self._endpoint.address
-        for _ in range(MAX_REDIRECTS + 1):
-            connection = AioConnection(self._endpoint, target)
-            try:
-                response = await connection.open_session(self.exchange.hello(), timeout_s)
-                if response.redirect_address:
-                    target = Address.parse(response.redirect_address)
-                    await connection.close()
-                    continue
-                waiting = list(self.exchange.pending.values())
-                unanswered = self.exchange.adopt(response)
-                stream = connection.stream_act()
-            except BaseException:
-                await connection.close()
-                raise
-            self._connection, self._stream = connection, stream
-            self._spawn(stream.send(self.exchange.presence()))
-            now = self._loop.time()
-            for pending in unanswered:
-                pending.due = max(pending.due, now + self._timeouts.action_s)
-                self._spawn(stream.send(pending.data))
-            for pending in waiting:
-                if pending.answered:  # not worth sending to another server
-                    _wake(pending)
-            self._watch()
-            return
-        raise ConnectError(f"{self._endpoint.address} sends us on more than {MAX_REDIRECTS} times")
+        connection, response = await open_session(self._endpoint, self.exchange.hello(), timeout_s)
+        try:
+            waiting = list(self.exchange.pending.values())
+            unanswered = self.exchange.adopt(response)
+            stream = connection.stream_act()
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection, self._stream = connection, stream
+        self._spawn(stream.send(self.exchange.presence()))
+        now = self._loop.time()
+        for pending in unanswered:
+            pending.due = max(pending.due, now + self._timeouts.action_s)
+            self._spawn(stream.send(pending.data))
+        for pending in waiting:
+            if pending.answered:  # not worth sending to another server
+                _wake(pending)
+        self._watch()
 
     async def _drop(self) -> None:
         """Give up stream and channel; the session lives on for its lease."""

@@ -74,11 +74,17 @@ def keep_trying(
         now = time.monotonic()
         delay_s = attempts.delay_s(now, failure)
         if delay_s is None:
-            if isinstance(failure, PolicyClientError):
-                raise failure
-            raise attempts.verdict(
-                diagnose(endpoint, attempts.waited_s(now), failure.why, attempts.diagnosis_s)
-            )
+            raise verdict(endpoint, attempts, failure, now)
         if (news := attempts.news(now)) is not None:
             logger.info("%s %s", endpoint.address, news)
         pause(delay_s)
+
+
+def verdict(
+    endpoint: Endpoint, attempts: Attempts, failure: PolicyClientError | Disconnected, now: float
+) -> PolicyClientError:
+    """What to raise where the last attempt failed like that; looks for the reason. Blocking."""
+    if isinstance(failure, PolicyClientError):
+        return failure
+    diagnosis = diagnose(endpoint, attempts.waited_s(now), failure.why, attempts.diagnosis_s)
+    return attempts.verdict(diagnosis)

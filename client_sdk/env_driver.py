@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from client_sdk.attempts import Attempts
 from client_sdk.call_errors import Disconnected, Overdue
 from client_sdk.channel import Stream
-from client_sdk.diagnosis import diagnose
+from client_sdk.connecting import verdict
 from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import (
@@ -104,12 +104,7 @@ class EnvDriver:
             now = time.monotonic()
             delay_s = attempts.delay_s(now, failure)
             if delay_s is None:
-                if isinstance(failure, PolicyClientError):
-                    raise failure
-                waited_s, why = attempts.waited_s(now), failure.why
-                raise attempts.verdict(
-                    diagnose(self._endpoint, waited_s, why, attempts.diagnosis_s)
-                )
+                raise verdict(self._endpoint, attempts, failure, now)
             time.sleep(delay_s)
 
     def _open(self, timeout_s: float) -> None:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from client_sdk.attempts import Attempts
 from client_sdk.call_errors import Disconnected
 from client_sdk.config import Timeouts
 from client_sdk.connecting import keep_trying, open_session
@@ -115,13 +114,7 @@ class Link:
         return True
 
     def _keep_trying(self, budget_s: float) -> None:
-        session = self.handshake.session
-        attempts = Attempts(
-            time.monotonic(),
-            budget_s,
-            self._timeouts.connect_s,
-            session.lease_s if session else None,
-        )
+        attempts = self.handshake.attempts(budget_s, self._timeouts)
         keep_trying(self._endpoint, attempts, self._attempt, self.pause)
 
     def _attempt(self, timeout_s: float) -> None:

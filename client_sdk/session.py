@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from typing import Any
 
 import gymnasium as gym
 from google.protobuf import json_format
 
+from client_sdk.attempts import Attempts
+from client_sdk.config import Timeouts
 from client_sdk.errors import (
     BatchError,
     IncompatibleProtocolError,
@@ -205,6 +208,15 @@ class Handshake:
             holds=response.holds,
         )
         return True
+
+    def attempts(self, budget_s: float, timeouts: Timeouts) -> Attempts:
+        """To open the session, or to take it up again, from now on."""
+        return Attempts(
+            time.monotonic(),
+            budget_s,
+            timeouts.connect_s,
+            self.session.lease_s if self.session else None,
+        )
 
     # -- values --------------------------------------------------------------------------------
 
