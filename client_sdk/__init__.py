@@ -8,7 +8,7 @@ from client_sdk.episode import Episode, EpisodeBatch
 from client_sdk.errors import BatchError, PolicyClientError, PolicyTimeout
 from client_sdk.remote_env import RemoteEnv
 from client_sdk.remote_vector_env import RemoteVectorEnv
-from client_sdk.session import ClientStats
+from client_sdk.stats import ClientStats
 
 __all__ = [
     "AsyncEpisode",

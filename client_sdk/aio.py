@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from client_sdk.aio_actor import AioRemoteActor
 from client_sdk.aio_episode import Alone, AsyncEpisode, AsyncEpisodeBatch
+from client_sdk.aio_remote_actor import AioRemoteActor
 from client_sdk.client_base import ClientBase
 from client_sdk.errors import ConcurrentUseError, NotConnectedError
 from client_sdk.exchange import Exchange

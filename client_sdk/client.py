@@ -1,6 +1,6 @@
 """``PolicyClient``: the blocking client, in the verbs of RLlib's old one; ``episode`` has its objects.
 
-Thin: its tracks know where episodes stand, ``exchange`` what travels, ``actors`` how. Not
+Thin: its tracks know where episodes stand, ``exchange`` what travels, ``remote_actor`` how. Not
 thread-safe, and it says so when it notices; not to be used after a fork.
 """
 
@@ -16,11 +16,11 @@ from typing import Any, Self
 
 import gymnasium as gym
 
-from client_sdk.actors import RemoteActor
 from client_sdk.client_base import ClientBase
 from client_sdk.config import Timeouts, TlsConfig
 from client_sdk.episode import Episode, EpisodeBatch
 from client_sdk.exchange import Exchange
+from client_sdk.remote_actor import RemoteActor
 from client_sdk.rows import end_status
 from client_sdk.verbs import Actor
 

@@ -24,7 +24,8 @@ from client_sdk.exchange import Exchange
 from client_sdk.guard import Guard
 from client_sdk.local_options import LocalOptions
 from client_sdk.rows import EpisodeOptions
-from client_sdk.session import ClientStats, Handshake, Session
+from client_sdk.session import Handshake, Session
+from client_sdk.stats import ClientStats
 from client_sdk.values import check_type, is_number, numbers_of_info, sendable_text
 from client_sdk.wire import policyserver_pb2 as pb
 

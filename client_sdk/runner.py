@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from client_sdk.client import PolicyClient
 from client_sdk.config import Timeouts, TlsConfig
 from client_sdk.errors import InvalidValueError
-from client_sdk.session import ClientStats
+from client_sdk.stats import ClientStats
 from client_sdk.values import is_whole
 
 RECENT_EPISODES = 100

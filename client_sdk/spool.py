@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from client_sdk.recorder import CutChunk
+from client_sdk.chunks import CutChunk
 from client_sdk.rows import Numbering
 from client_sdk.session import logger
 from client_sdk.spool_disk import SpoolDisk, Stored

@@ -17,6 +17,7 @@ from typing import Final
 from client_sdk.attempts import Backoff
 from client_sdk.call_errors import Disconnected
 from client_sdk.chunk_requests import chunk_request
+from client_sdk.chunks import CutChunk, Lineage
 from client_sdk.config import Timeouts
 from client_sdk.endpoint import Endpoint
 from client_sdk.errors import (
@@ -32,7 +33,6 @@ from client_sdk.local_options import LocalOptions
 from client_sdk.pace import Pace
 from client_sdk.policy_cache import PolicyCache
 from client_sdk.policy_feed import LoadedPolicy, PolicyFeed
-from client_sdk.recorder import CutChunk, Lineage
 from client_sdk.session import Handshake, logger
 from client_sdk.spool import Spool
 from client_sdk.transport import Connection

@@ -1,7 +1,7 @@
 """What a client asks of whoever acts for it: the server, or a policy of its own. No I/O here.
 
 ``PolicyClient`` speaks to an ``Actor``, ``AsyncPolicyClient`` to an ``AioActor``; what each verb means
-is told there, and in ``actors`` and ``local_actor``.
+is told there, and in ``remote_actor`` and ``local_actor``.
 """
 
 from __future__ import annotations

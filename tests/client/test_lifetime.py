@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from client_sdk import AsyncPolicyClient, PolicyClient, PolicyTimeout, Timeouts, aio_actor
+from client_sdk import AsyncPolicyClient, PolicyClient, PolicyTimeout, Timeouts, aio_remote_actor
 from client_sdk.errors import (
     ClosedClientError,
     ConcurrentUseError,
@@ -387,7 +387,7 @@ def test_closing_releases_a_task_that_waits_for_a_row_nobody_else_waited_for():
 
 
 def test_two_tasks_may_wait_for_one_answer(monkeypatch):
-    monkeypatch.setattr(aio_actor, "MAX_UNANSWERED", 0)
+    monkeypatch.setattr(aio_remote_actor, "MAX_UNANSWERED", 0)
 
     async def main(address):
         async with AsyncPolicyClient(address, timeouts=BRIEF) as client:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from client_sdk.recorder import CutChunk, Lineage
+from client_sdk.chunks import CutChunk, Lineage
 from client_sdk.rows import EpisodeOptions, Status
 from client_sdk.spool import Spool
 

@@ -1,4 +1,4 @@
-"""``AioRemoteActor``: what ``actors.RemoteActor`` does, for many tasks of one event loop.
+"""``AioRemoteActor``: what ``remote_actor.RemoteActor`` does, for many tasks of one event loop.
 
 One task reads the stream, connects again when it breaks, and wakes whoever waits; so a lost
 connection comes back also while nobody asks for anything. Loop only.
@@ -35,7 +35,7 @@ from client_sdk.session import logger
 from client_sdk.wire import policyserver_pb2 as pb
 
 MAX_UNANSWERED = 1024
-"""As in ``actors``; here many may be on their way that tasks do wait for."""
+"""As in ``remote_actor``; here many may be on their way that tasks do wait for."""
 
 _CLOSED = "the client was closed meanwhile"
 
