@@ -75,7 +75,7 @@ class AsyncPolicyClient(ClientBase):
             return AioRemoteActor(self._endpoint, self._handshake, self._timeouts)
         from client_sdk.local_actor import AioLocalActor
 
-        return AioLocalActor(self._handshake, self._make_uploader(), self._timeouts)
+        return AioLocalActor(self._handshake, self._make_background(), self._timeouts)
 
     # -- RLlib's verbs -------------------------------------------------------------------------
 

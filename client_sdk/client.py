@@ -119,7 +119,7 @@ class PolicyClient(ClientBase):
             return RemoteActor(self._endpoint, self._handshake, self._timeouts)
         from client_sdk.local_actor import LocalActor
 
-        return LocalActor(self._handshake, self._make_uploader())
+        return LocalActor(self._handshake, self._make_background())
 
     # -- RLlib's verbs -------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from client_sdk.values import check_type, is_number, numbers_of_info, sendable_t
 from client_sdk.wire import policyserver_pb2 as pb
 
 if TYPE_CHECKING:
-    from client_sdk.uploader import Uploader
+    from client_sdk.background import Background
 
 
 class ClientBase:
@@ -132,10 +132,10 @@ class ClientBase:
             )
         return session
 
-    def _make_uploader(self) -> Uploader:
-        from client_sdk.uploader import Uploader
+    def _make_background(self) -> Background:
+        from client_sdk.background import Background
 
-        return Uploader(
+        return Background(
             self._endpoint, self._handshake, self._timeouts, self._local or LocalOptions()
         )
 

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from client_sdk.background import Background
 from client_sdk.batch_track import BatchTrack
 from client_sdk.config import Timeouts
 from client_sdk.episode_track import EpisodeTrack
@@ -18,26 +19,26 @@ from client_sdk.local_steps import LocalSteps
 from client_sdk.recorder import Recording
 from client_sdk.rows import Status
 from client_sdk.session import Handshake
-from client_sdk.uploader import Uploader
 
 
 class LocalActor:
     """The blocking shell."""
 
-    def __init__(self, handshake: Handshake, uploader: Uploader) -> None:
-        self._steps = LocalSteps(handshake, uploader)
-        self._uploader = uploader
+    def __init__(self, handshake: Handshake, background: Background) -> None:
+        self._steps = LocalSteps(handshake, background)
+        self._background = background
+        self._pace = background.pace
 
     def connect(self) -> None:
         """Open the session, and have the policy fetched."""
-        self._uploader.connect()
+        self._background.connect()
 
     def act(self, track: EpisodeTrack, observation: Any, reward: float = 0.0) -> Any:
         """Record where an episode is; returns the next action."""
         steps = self._steps
         recording = steps.observe(track, observation, reward)
-        if self._uploader.attention:
-            self._uploader.await_policy(trains=recording.trains)
+        if self._pace.attention:
+            self._background.await_policy(trains=recording.trains)
         return steps.choose(track, recording)
 
     def act_batch(
@@ -46,8 +47,8 @@ class LocalActor:
         """Record a vector step; returns the next actions."""
         steps = self._steps
         recording = steps.observe_batch(track, observations, rewards, terminated, truncated)
-        if self._uploader.attention:
-            self._uploader.await_policy(trains=recording.trains)
+        if self._pace.attention:
+            self._background.await_policy(trains=recording.trains)
         return steps.choose_batch(track, recording)
 
     def log_action(
@@ -60,8 +61,8 @@ class LocalActor:
     ) -> None:
         """Record what the application did by itself."""
         recording = self._settle(track)
-        if self._uploader.policy is None:
-            self._uploader.await_policy(trains=False)
+        if self._background.feed.policy is None:
+            self._background.await_policy(trains=False)
         self._steps.log(track, recording, observation, action, logp, reward)
 
     def end(
@@ -75,7 +76,7 @@ class LocalActor:
         """Choose the action that nobody has waited for to the end."""
         recording = self._steps.recording(track)
         if recording is not None and recording.awaiting:
-            self._uploader.await_policy(trains=recording.trains)
+            self._background.await_policy(trains=recording.trains)
             self._steps.choose(track, recording)
         return recording
 
@@ -96,45 +97,46 @@ class LocalActor:
 
     def update_policy_weights(self) -> None:
         """Act with the newest policy there is."""
-        self._uploader.update_policy()
+        self._background.update_policy()
 
     def ping(self) -> float:
         """Seconds that a round trip takes."""
-        return self._uploader.ping()
+        return self._background.ping()
 
     def interrupt(self) -> None:
         """Make whoever waits raise ClosedClientError. Any thread."""
-        self._uploader.interrupt()
+        self._background.interrupt()
 
     def finish(self) -> None:
         """Upload what is there, and close the session: within ``close_s``."""
         self._steps.upload(urgent=False)
-        self._uploader.finish()
+        self._background.finish()
 
     def abort(self) -> None:
         """Let go of everything, without a word."""
-        self._uploader.abort()
+        self._background.abort()
 
 
 class AioLocalActor:
-    """The shell for one event loop: the policy runs on it, and tasks wait for the uploader's threads."""
+    """The shell for one event loop: the policy runs on it, and tasks wait for the threads of its background."""
 
-    def __init__(self, handshake: Handshake, uploader: Uploader, timeouts: Timeouts) -> None:
-        self._steps = LocalSteps(handshake, uploader)
-        self._uploader = uploader
+    def __init__(self, handshake: Handshake, background: Background, timeouts: Timeouts) -> None:
+        self._steps = LocalSteps(handshake, background)
+        self._background = background
+        self._pace = background.pace
         self._timeouts = timeouts
         self._loop = asyncio.get_running_loop()
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def connect(self) -> None:
         """Open the session, and have the policy fetched."""
-        self._uploader.listen(self._notify)
-        await asyncio.to_thread(self._uploader.connect)
+        self._background.listen(self._notify)
+        await asyncio.to_thread(self._background.connect)
 
     async def act(self, track: EpisodeTrack, observation: Any, reward: float = 0.0) -> Any:
         """Record where an episode is; returns the next action."""
         recording = self._steps.observe(track, observation, reward)
-        if self._uploader.attention:
+        if self._pace.attention:
             await self._may_act(trains=recording.trains)
         return self._steps.choose(track, recording)
 
@@ -143,7 +145,7 @@ class AioLocalActor:
     ) -> Any:
         """Record a vector step; returns the next actions."""
         recording = self._steps.observe_batch(track, observations, rewards, terminated, truncated)
-        if self._uploader.attention:
+        if self._pace.attention:
             await self._may_act(trains=recording.trains)
         return self._steps.choose_batch(track, recording)
 
@@ -157,7 +159,7 @@ class AioLocalActor:
     ) -> None:
         """Record what the application did by itself."""
         recording = await self._settle(track)
-        if self._uploader.policy is None:
+        if self._background.feed.policy is None:
             await self._may_act(trains=False)
         self._steps.log(track, recording, observation, action, logp, reward)
 
@@ -192,47 +194,47 @@ class AioLocalActor:
 
     async def update_policy_weights(self) -> None:
         """Act with the newest policy there is."""
-        await asyncio.to_thread(self._uploader.update_policy)
+        await asyncio.to_thread(self._background.update_policy)
 
     async def ping(self) -> float:
         """Seconds that a round trip takes."""
-        return await asyncio.to_thread(self._uploader.ping)
+        return await asyncio.to_thread(self._background.ping)
 
     async def finish(self) -> None:
         """Upload what is there, and close the session: within ``close_s``."""
         self._steps.upload(urgent=False)
-        await asyncio.to_thread(self._uploader.finish)
+        await asyncio.to_thread(self._background.finish)
         self._wake()
 
     async def abort(self) -> None:
         """Let go of everything, without a word; whoever waits is told so."""
-        self._uploader.interrupt()
-        await asyncio.to_thread(self._uploader.abort)
+        self._background.interrupt()
+        await asyncio.to_thread(self._background.abort)
         self._wake()
 
     def forget(self) -> None:
         """Let go of a client that nobody closed. Any thread."""
-        self._uploader.abort()
+        self._background.abort()
 
     async def _may_act(self, *, trains: bool) -> None:
         """Wait until there is a policy to act with now.
 
         Raises:
             PolicyTimeout: Not within ``Timeouts.action_s``.
-            PolicyClientError: As ``Uploader.may_act``.
+            PolicyClientError: As ``Background.may_act``.
         """
-        uploader = self._uploader
+        background = self._background
         deadline = self._loop.time() + self._timeouts.action_s
-        while not uploader.may_act(trains=trains):
+        while not background.may_act(trains=trains):
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._waiters.add(waiter)
             try:
                 # Looked at once more, for it may have changed before there was a waiter.
-                if not uploader.may_act(trains=trains):
+                if not background.may_act(trains=trains):
                     async with asyncio.timeout_at(deadline):
                         await waiter
             except TimeoutError:
-                raise uploader.overdue() from None
+                raise background.overdue() from None
             finally:
                 self._waiters.discard(waiter)
 

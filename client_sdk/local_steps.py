@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from client_sdk.background import Background
 from client_sdk.batch_track import BatchTrack
 from client_sdk.chunks import CutChunk
 from client_sdk.episode_track import EpisodeTrack
@@ -19,7 +20,6 @@ from client_sdk.policy_feed import LoadedPolicy
 from client_sdk.recorder import ChunkFormat, Recording
 from client_sdk.rows import Status, Track
 from client_sdk.session import Handshake
-from client_sdk.uploader import Uploader
 from client_sdk.wire.batches import Columns
 
 MAX_AGE_S: Final = 5.0
@@ -32,9 +32,10 @@ _LOGP: Final = "action_logp"
 class LocalSteps:
     """Steps of all episodes: recorded, acted on, cut. Whoever calls has made sure that it may act."""
 
-    def __init__(self, handshake: Handshake, uploader: Uploader) -> None:
-        self.uploader = uploader
+    def __init__(self, handshake: Handshake, background: Background) -> None:
         self.handshake = handshake
+        self._background = background
+        self._feed = background.feed
         self._recordings: dict[Track, Recording] = {}
         self._spare: Recording | None = None  # of an episode that has ended, for the next one
         self._unsent = 0
@@ -81,7 +82,7 @@ class LocalSteps:
                 if chunk is not None:
                     cut.append(chunk)
             if cut:
-                self.uploader.add(cut, urgent=False)
+                self._background.add(cut, urgent=False)
         self._count(recording)
         return recording
 
@@ -121,7 +122,7 @@ class LocalSteps:
         for track, recording in self._recordings.items():
             chunks += self._cut(track, recording)
         if chunks or urgent:
-            self.uploader.add(chunks, urgent=urgent)
+            self._background.add(chunks, urgent=urgent)
 
     @staticmethod
     def _cut(track: Track, recording: Recording) -> list[CutChunk]:
@@ -144,7 +145,7 @@ class LocalSteps:
         return self.handshake.action_codec.batched_value(columns)
 
     def _policy(self) -> LoadedPolicy:
-        policy = self.uploader.policy
+        policy = self._feed.policy
         if policy is None:
             raise TypeError("no policy to act with")
         return policy
@@ -154,7 +155,7 @@ class LocalSteps:
             self.handshake.policy_version = policy.version
             if recording.whole_steps:
                 # One policy per chunk: what the last one did goes up now.
-                self.uploader.add(self._cut(track, recording), urgent=False)
+                self._background.add(self._cut(track, recording), urgent=False)
         actions, env_actions, outputs = policy.act(recording.latest(), recording.greedy)
         recording.acted(policy, actions, outputs)
         return env_actions
@@ -183,7 +184,7 @@ class LocalSteps:
         self._count(recording)
         outputs = {} if logp is None else {_LOGP: np.array([logp], np.float32)}
         if not recording.continues(policy, logged=True) and recording.whole_steps:
-            self.uploader.add(self._cut(track, recording), urgent=False)
+            self._background.add(self._cut(track, recording), urgent=False)
         recording.acted(policy, actions, outputs, logged=True)
         track.step += 1
 
@@ -209,7 +210,7 @@ class LocalSteps:
         self._spare = recording
         if chunk is not None:
             chunk.metrics = track.take_metrics()
-            self.uploader.add([chunk], urgent=False)
+            self._background.add([chunk], urgent=False)
 
     def abandon(self, track: Track, rows: Sequence[int]) -> None:
         """Take episodes back."""
@@ -218,7 +219,7 @@ class LocalSteps:
             return
         given_up = [recording.abandon(row) for row in rows]
         if chunks := [chunk for chunk in given_up if chunk is not None]:
-            self.uploader.add(chunks, urgent=False)
+            self._background.add(chunks, urgent=False)
 
     def forget(self, track: Track) -> None:
         """Nothing more will be recorded of it."""

@@ -28,9 +28,13 @@ class Pace:
         link: The session.
         spool: What is not settled there.
         follows: The client takes every policy that there is.
+
+    Attributes:
+        attention: Look at ``may_act`` before the next action; read without a lock.
     """
 
     def __init__(self, link: Link, spool: Spool, *, follows: bool) -> None:
+        self.attention = True
         self._link = link
         self._spool = spool
         self._follows = follows
@@ -39,7 +43,24 @@ class Pace:
         self._sent_at = math.inf  # the request that is not answered
         self._slowed = False  # it has to be
 
-    def waits(self, policy: LoadedPolicy) -> bool:
+    def may_act(self, policy: LoadedPolicy | None, *, trains: bool) -> bool:
+        """Whether there is a policy to act with now.
+
+        Args:
+            policy: The newest; None: there is none yet.
+            trains: The learner is going to see it.
+
+        Raises:
+            ClosedClientError: The client was closed.
+            PolicyClientError: The server refuses this client for good.
+        """
+        self._link.check()
+        if policy is None:
+            return False
+        # While nobody could answer, it acts on.
+        return not (trains and self._link.connection is not None and self._waits(policy))
+
+    def _waits(self, policy: LoadedPolicy) -> bool:
         """Whether training episodes do not act with that policy yet."""
         return (
             self._slowed
@@ -47,32 +68,33 @@ class Pace:
             or (policy.version < self._least_version and policy.session == self._link.number)
         )
 
-    def hold(self, lineages: Iterable[Lineage], until: int) -> bool:
-        """Wait until so many chunks are settled, if the server wants that of these episodes.
+    # -- told under ``Link.changed`` -----------------------------------------------------------
 
-        Returns:
-            Whether it does.
-        """
-        if not (self._link.session.holds and any(lineage.options.trains for lineage in lineages)):
-            return False
-        self._until = max(self._until, until)
-        return True
+    def look(self, policy: LoadedPolicy | None) -> None:
+        """Something has changed: see whether acting has to look."""
+        link = self._link
+        self.attention = (
+            policy is None or link.closing or link.failure is not None or self._waits(policy)
+        )
 
-    def slow_down(self) -> bool:
+    def hold(self, lineages: Iterable[Lineage], until: int) -> None:
+        """Wait until so many chunks are settled, if the server wants that of these episodes."""
+        if self._link.session.holds and any(lineage.options.trains for lineage in lineages):
+            self._until = max(self._until, until)
+            self.attention = True
+
+    def slow_down(self) -> None:
         """Wait for the answer that is due, if the server has enough and there is much more here.
 
         Else the learner would see ever older experience.
-
-        Returns:
-            Whether it is so.
         """
         if time.monotonic() - self._sent_at < _PROMPT_S or self._link.connection is None:
-            return False
+            return
         ahead = _AHEAD * max(self._link.session.steps_per_upload, 1)
-        if self._spool.untaken_steps() <= ahead:
-            return False
-        self._slowed = True
-        return True
+        if self._spool.untaken_steps() > ahead:
+            self._slowed = self.attention = True
+
+    # -- told by the uploader's thread ---------------------------------------------------------
 
     def sent(self) -> None:
         """An upload is on its way; maybe not for the first time."""

@@ -1,8 +1,7 @@
-"""``Uploader``: the background of a client that acts alone: brings its chunks to the server.
+"""``Uploader``: brings chunks to the server, in a thread of its own.
 
-Its thread opens the session again when it is lost, uploads one request at a time, and takes note of
-what became of each chunk. Whoever acts adds chunks and reads ``attention``; when that has to wait
-is ``pace``'s to say.
+The thread opens the session again when it is lost, uploads one request at a time, and takes note of
+what became of each chunk. Whoever acts adds chunks, and in the end waits for them.
 """
 
 from __future__ import annotations
@@ -10,16 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from client_sdk.attempts import Backoff
 from client_sdk.call_errors import Disconnected
 from client_sdk.chunk_requests import chunk_request
-from client_sdk.chunks import CutChunk, Lineage
-from client_sdk.config import Timeouts
-from client_sdk.endpoint import Endpoint
+from client_sdk.chunks import CutChunk
 from client_sdk.errors import (
     ClosedClientError,
     LimitExceededError,
@@ -29,11 +26,9 @@ from client_sdk.errors import (
     UnknownSessionError,
 )
 from client_sdk.link import Link
-from client_sdk.local_options import LocalOptions
 from client_sdk.pace import Pace
-from client_sdk.policy_cache import PolicyCache
-from client_sdk.policy_feed import LoadedPolicy, PolicyFeed
-from client_sdk.session import Handshake, logger
+from client_sdk.policy_feed import PolicyFeed
+from client_sdk.session import logger
 from client_sdk.spool import Spool
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
@@ -53,59 +48,43 @@ _FETCH_ANEW: Final = frozenset({Reason.POLICY_MISMATCH, Reason.STALE_POLICY, Rea
 
 
 class Uploader:
-    """The background of one client that acts alone.
+    """The uploads of one client.
 
-    Attributes:
-        attention: Look at ``may_act`` before the next action; read without a lock.
-        feed: Where the policy comes from.
+    Args:
+        link: The session; this thread opens it again.
+        spool: Where the chunks are.
+        pace: Told what is on its way.
+        feed: Asked for another policy where the server refuses what came from this one.
+        has_changed: Called when something that acting may wait for has changed.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
-        handshake: Handshake,
-        timeouts: Timeouts,
-        options: LocalOptions,
+        link: Link,
+        spool: Spool,
+        pace: Pace,
+        feed: PolicyFeed,
+        has_changed: Callable[[], None],
     ) -> None:
-        self.attention = True
-        self._timeouts = timeouts
-        self._stats = handshake.stats
-        self._spool = Spool(options.spool_bytes, options.spool_dir, self._dropped)
-        self._link = Link(endpoint, handshake, timeouts, self._another_session)
-        self.feed = PolicyFeed(
-            self._link, PolicyCache(options.cache_dir), options.update_interval, self._changed
-        )
-        self._pace = Pace(self._link, self._spool, follows=options.update_interval == 0.0)
+        self._link = link
+        self._spool = spool
+        self._pace = pace
+        self._feed = feed
+        self._has_changed = has_changed
+        self._stats = link.handshake.stats
         self._request: pb.UploadEpisodesRequest | None = None
         self._urgent_until = 0  # so many chunks, counted as the spool does, wait for no company
         self._finish_by: float | None = None
         self._backoff = Backoff()
         self._reasons_told: set[Reason] = set()
-        self._warned_of_drops = False
         self._idle = False  # the thread waits for something to do
         self._thread = threading.Thread(target=self._run, name="client_sdk uploads", daemon=True)
 
     # -- whoever acts --------------------------------------------------------------------------
 
-    @property
-    def policy(self) -> LoadedPolicy | None:
-        """The newest one; read it once per step."""
-        return self.feed.policy
-
-    def connect(self) -> None:
-        """Open the session and start both threads.
-
-        Raises:
-            ConnectError: Nobody answered within ``Timeouts.connect_s``; the class says how.
-            PolicyClientError: The server refuses this client.
-        """
-        self._link.open()
+    def start(self) -> None:
+        """Upload from now on."""
         self._thread.start()
-        self.feed.start()
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call that, from any thread, whenever ``may_act`` may have changed."""
-        self._link.listen(listener)
 
     def add(self, chunks: Sequence[CutChunk], *, urgent: bool) -> None:
         """Have chunks uploaded.
@@ -118,88 +97,26 @@ class Uploader:
         with self._link.changed:
             if urgent:
                 self._urgent_until = self._spool.added
-                self._hold_for((chunk.lineage for chunk in chunks), self._spool.added)
-            if self._pace.slow_down():
-                self.attention = True
+                self._pace.hold((chunk.lineage for chunk in chunks), self._spool.added)
+            self._pace.slow_down()
             if urgent or self._idle:  # else it lingers for more, and whoever acts keeps the core
                 self._link.changed.notify_all()
 
-    def _hold_for(self, lineages: Iterable[Lineage], until: int) -> None:
-        """Have training episodes wait until so many chunks are settled, if the server wants that."""
-        if self._pace.hold(lineages, until):
-            self.attention = True
-
-    def may_act(self, *, trains: bool) -> bool:
-        """Whether there is a policy to act with now.
+    def finish(self, until: float) -> None:
+        """Wait until everything is uploaded, or the server has it and holds its answer back.
 
         Args:
-            trains: The learner is going to see it.
-
-        Raises:
-            ClosedClientError: The client was closed.
-            PolicyClientError: The server refuses this client for good.
+            until: No longer; ``time.monotonic``'s.
         """
-        self._link.check()
-        policy = self.feed.policy
-        if policy is None:
-            return False
-        # While nobody could answer, it acts on.
-        return not (trains and self._link.connection is not None and self._pace.waits(policy))
-
-    def await_policy(self, *, trains: bool) -> None:
-        """Wait until ``may_act``.
-
-        Raises:
-            PolicyTimeout: Not within ``Timeouts.action_s``.
-            PolicyClientError: As ``may_act``.
-        """
-        self._link.wait(lambda: self.may_act(trains=trains), self._timeouts.action_s, "policy")
-
-    def update_policy(self) -> None:
-        """Take the newest policy there is.
-
-        Raises:
-            PolicyTimeout: No answer within ``Timeouts.action_s``.
-            PolicyClientError: As ``may_act``.
-        """
-        self.feed.fetch_now(self._timeouts.action_s)
-
-    def overdue(self) -> PolicyClientError:
-        """The error for a policy that did not come in time."""
-        return self._link.overdue("policy", self._timeouts.action_s)
-
-    def ping(self) -> float:
-        """Seconds that a round trip takes.
-
-        Raises:
-            ConnectError: The connection is lost.
-            PolicyClientError: The server refuses.
-        """
-        return self._link.ping(self._timeouts.action_s)
-
-    def interrupt(self) -> None:
-        """Make whoever waits raise ClosedClientError. Any thread."""
-        self._link.closing = True
-        self.attention = True
-        self._link.notify()
-
-    def finish(self) -> None:
-        """Upload what is there and close the session, within ``close_s``."""
-        until = time.monotonic() + self._timeouts.close_s
-        try:
-            if self._thread.is_alive():
-                with self._link.changed:
-                    self._finish_by = until
-                    self._link.changed.notify_all()
-                self._thread.join(min(_HELD_S, self._timeouts.close_s))
-                if not self._only_held:
-                    self._thread.join(max(until - time.monotonic(), 0.0))
-            if (steps := self._spool.untaken_steps()) and not self._only_held:
-                logger.warning("closing without knowing whether the last %d steps arrived", steps)
-            self._link.closing = True  # the server is about to end our calls
-            self._link.say_goodbye(max(until - time.monotonic(), 0.1))
-        finally:  # also where it is interrupted
-            self.abort()
+        if self._thread.is_alive():
+            with self._link.changed:
+                self._finish_by = until
+                self._link.changed.notify_all()
+            self._thread.join(min(_HELD_S, max(until - time.monotonic(), 0.0)))
+            if not self._only_held:
+                self._thread.join(max(until - time.monotonic(), 0.0))
+        if (steps := self._spool.untaken_steps()) and not self._only_held:
+            logger.warning("closing without knowing whether the last %d steps arrived", steps)
 
     @property
     def _only_held(self) -> bool:
@@ -207,40 +124,15 @@ class Uploader:
         link = self._link
         return link.connection is not None and link.session.holds and not self._spool.waiting
 
-    def abort(self) -> None:
-        """Let go of everything, without a word."""
-        self.attention = True
-        self._link.close()
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread, once the link is closed."""
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(1.0)
-        self.feed.join(1.0)
-        self._spool.close()
+            self._thread.join(timeout_s)
 
-    # -- told by several threads ---------------------------------------------------------------
+    # -- the uploader's thread -----------------------------------------------------------------
 
-    def _changed(self) -> None:
-        """Say again whether acting has to look."""
-        link = self._link
-        with link.changed:
-            policy = self.feed.policy
-            self.attention = (
-                policy is None
-                or link.closing
-                or link.failure is not None
-                or self._pace.waits(policy)
-            )
-        link.notify()
-
-    def _dropped(self, chunks: Sequence[CutChunk]) -> None:
-        self._stats.steps_dropped += sum(chunk.steps for chunk in chunks)
-        if not self._warned_of_drops:
-            self._warned_of_drops = True
-            logger.warning(
-                "experience is lost: more of it waits for the server than spool_bytes allows, or "
-                "the server has refused it"
-            )
-
-    def _another_session(self, delivered_sequence: int) -> None:
+    def another_session(self, delivered_sequence: int) -> None:
+        """The session was gone, and is another one now; that one has delivered so many chunks."""
         self._request = None
         self._pace.another_session()
         self._urgent_until = self._spool.added
@@ -250,8 +142,6 @@ class Uploader:
             "go on as new ones, and %d steps are offered again",
             self._spool.untaken_steps(),
         )
-
-    # -- the uploader's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._link.closing:
@@ -278,7 +168,7 @@ class Uploader:
             except Exception:  # else nothing would ever be uploaded again
                 logger.exception("a bug of the client")
                 self._give_up()
-        self._changed()
+        self._has_changed()
 
     def _is_over(self) -> bool:
         return self._finish_by is not None and time.monotonic() >= self._finish_by
@@ -334,7 +224,7 @@ class Uploader:
         entries = self._spool.take(limit_bytes, session.max_rows_per_request or _MANY)
         with self._link.changed:
             until = self._spool.settled + len(entries)
-            self._hold_for((entry.chunk.lineage for entry in entries), until)
+            self._pace.hold((entry.chunk.lineage for entry in entries), until)
         self._stats.episodes_resumed += sum(
             entry.starts and entry.chunk.lineage.resumed for entry in entries
         )
@@ -355,12 +245,12 @@ class Uploader:
         self._stats.steps_uploaded += self._spool.answered(
             response.accepted_sequence, response.delivered_sequence
         )
-        self._changed()
+        self._has_changed()
 
     def _tell(self, fault: Fault) -> None:
         """Say why a chunk was refused, once for each reason."""
         if fault.reason in _FETCH_ANEW:
-            self.feed.fetch_soon()
+            self._feed.fetch_soon()
         level = logging.DEBUG if fault.reason in self._reasons_told else logging.WARNING
         self._reasons_told.add(fault.reason)
         logger.log(level, "the server refuses experience: %s", fault)
@@ -386,4 +276,4 @@ class Uploader:
         self._request = None
         self._pace.answered(None)
         self._stats.chunks_refused += self._spool.rejected()
-        self._changed()
+        self._has_changed()
