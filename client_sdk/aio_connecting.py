@@ -13,7 +13,7 @@ from client_sdk.config import Address
 from client_sdk.connecting import verdict
 from client_sdk.endpoint import Endpoint
 from client_sdk.errors import ConnectError, PolicyClientError
-from client_sdk.session import logger
+from client_sdk.log import logger
 from client_sdk.wire import policyserver_pb2 as pb
 
 

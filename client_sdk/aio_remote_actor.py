@@ -28,10 +28,10 @@ from client_sdk.errors import (
     UnknownSessionError,
 )
 from client_sdk.exchange import Exchange
+from client_sdk.log import logger
 from client_sdk.pending import Pending
 from client_sdk.remote_steps import RemoteSteps
 from client_sdk.rows import Status, Track
-from client_sdk.session import logger
 from client_sdk.wire import policyserver_pb2 as pb
 
 MAX_UNANSWERED = 1024

@@ -15,10 +15,11 @@ from client_sdk.endpoint import Endpoint
 from client_sdk.errors import PolicyClientError
 from client_sdk.link import Link
 from client_sdk.local_options import LocalOptions
+from client_sdk.log import logger
 from client_sdk.pace import Pace
 from client_sdk.policy_cache import PolicyCache
 from client_sdk.policy_feed import PolicyFeed
-from client_sdk.session import Handshake, logger
+from client_sdk.session import Handshake
 from client_sdk.spool import Spool
 from client_sdk.uploader import Uploader
 

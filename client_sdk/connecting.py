@@ -14,7 +14,7 @@ from client_sdk.config import Address
 from client_sdk.diagnosis import diagnose
 from client_sdk.endpoint import Endpoint
 from client_sdk.errors import ConnectError, PolicyClientError
-from client_sdk.session import logger
+from client_sdk.log import logger
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 

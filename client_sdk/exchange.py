@@ -18,10 +18,11 @@ from client_sdk.errors import (
     LimitExceededError,
     error_from_fault,
 )
+from client_sdk.log import logger
 from client_sdk.pending import Pending
 from client_sdk.row_requests import RowRequests
 from client_sdk.rows import Rows, Track
-from client_sdk.session import Handshake, logger
+from client_sdk.session import Handshake
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 

@@ -24,7 +24,8 @@ from client_sdk.errors import (
     UnavailableError,
     UnknownSessionError,
 )
-from client_sdk.session import Handshake, Session, logger
+from client_sdk.log import logger
+from client_sdk.session import Handshake, Session
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from client_sdk.session import logger
+from client_sdk.log import logger
 
 FILES_KEPT: Final = 8
 """In a directory; the ones used longest ago go first."""

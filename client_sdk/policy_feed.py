@@ -26,8 +26,8 @@ from client_sdk.errors import (
     UnknownSessionError,
 )
 from client_sdk.link import Link
+from client_sdk.log import logger
 from client_sdk.policy_cache import PolicyCache
-from client_sdk.session import logger
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns

@@ -6,7 +6,6 @@ No I/O. Owned by one client; both inference modes build on it.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from typing import Any
 
@@ -31,8 +30,6 @@ from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.spaces import diff, space_from_proto, space_to_proto
-
-logger = logging.getLogger("client_sdk")
 
 AGENT = ""
 """The only agent of single-agent work."""

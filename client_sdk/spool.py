@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from client_sdk.chunks import CutChunk
+from client_sdk.log import logger
 from client_sdk.rows import Numbering
-from client_sdk.session import logger
 from client_sdk.spool_disk import SpoolDisk, Stored
 
 MEMORY_BYTES: Final = 32 * 2**20

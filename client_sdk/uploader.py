@@ -26,9 +26,9 @@ from client_sdk.errors import (
     UnknownSessionError,
 )
 from client_sdk.link import Link
+from client_sdk.log import logger
 from client_sdk.pace import Pace
 from client_sdk.policy_feed import PolicyFeed
-from client_sdk.session import logger
 from client_sdk.spool import Spool
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
