@@ -1,246 +1,25 @@
 """``OnnxPolicy``: one version of a policy as a complete ONNX file, loaded and run.
 
 The policy server runs its batches through this class too, so there is one graph and one way to run
-it. Needs numpy and onnxruntime, nothing else. N is the number of rows; letters beside it are the
-space's own dimensions.
+it. Needs numpy and onnxruntime, nothing else. One thread at a time. N is the number of rows.
 
-The graph maps observations and noise to actions; it draws no random numbers itself. Everything that
-a program in any language must know to run it is in the file's metadata (``PolicySpec``).
+The graph maps observations and noise to actions; it draws no random numbers itself.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-__all__ = [
-    "BoundPolicy",
-    "FilterSpec",
-    "InputSpec",
-    "NoisePool",
-    "NoiseSpec",
-    "OnnxPolicy",
-    "PolicyFileError",
-    "PolicySpec",
-    "StateSpec",
-]
-
-SCHEMA_VERSION: Final = "1"
-"""Of the metadata; a file of another schema is refused."""
-
-_PREFIX: Final = "policyserver."
-_POOL_NUMBERS: Final = 8192
+from client_sdk.noise_pool import NoisePool
+from client_sdk.policy_spec import PolicyFileError, PolicySpec
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
-NoiseKind: TypeAlias = Literal["gumbel", "normal", "uniform"]
-
-
-class PolicyFileError(ValueError):
-    """A file is no policy, or one that this release cannot run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """One leaf of the observation space as an input of the graph."""
-
-    path: str
-    """JSON pointer without the first slash; "" for a space that is itself a leaf."""
-    name: str
-    """Of the graph's input."""
-    dtype: str
-    """Of the graph's input, as numpy says it: as the observation has it, but for float64 and for
-    uint16 and wider, which are given as float32, or as int64 where they count choices."""
-    shape: tuple[int, ...]
-    """Of one row; the input is ``[N, *shape]``."""
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseSpec:
-    """The random numbers that a graph asks for."""
-
-    kind: NoiseKind
-    """Gumbel(0, 1), N(0, 1) or U[0, 1)."""
-    size: int
-    """Numbers per row; the input is float32 ``[N, size]``."""
-    greedy: float
-    """Given in place of all of a row's numbers, it yields the likeliest action."""
-    input: str = "noise"
-    """Name of the graph's input."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StateSpec:
-    """One tensor of a recurrent policy's memory. No release makes any yet."""
-
-    input: str
-    """Of the graph, ``[N, *shape]``; zeros at the start of an episode."""
-    output: str
-    """Of the graph; given to ``input`` at the episode's next step."""
-    dtype: str
-    """Of both, as numpy says it."""
-    shape: tuple[int, ...]
-    """Of one row."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FilterSpec:
-    """What the graph does to observations before its network sees them."""
-
-    kind: Literal["mean_std"]
-    """``clip((x - mean) / deviation)`` with the statistics of this version."""
-    clip: float | None
-    """Bound of the result's absolute value; None: unbounded."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicySpec:
-    """What a policy file says of itself."""
-
-    policy_id: str
-    version: int
-    """RLlib's weights sequence number: later ones are newer within one server process."""
-    algorithm: str
-    """As RLlib calls it."""
-    observation_space: str
-    """``Space`` of the contract as protobuf JSON."""
-    action_space: str
-    """The same, of the actions that the application executes."""
-    distribution: str
-    """``categorical``, ``multi_categorical``, ``diag_gaussian``, ``squashed_gaussian`` or
-    ``epsilon_greedy``."""
-    noise: NoiseSpec
-    inputs: tuple[InputSpec, ...]
-    roles: Mapping[str, str]
-    """Graph output by role: ``actions`` (learnt from), ``env_actions`` (to be executed; may be the
-    same output), ``action_logp``, ``action_dist_inputs``."""
-    recorded: tuple[str, ...]
-    """Roles besides the actions that belong into the experience."""
-    states: tuple[StateSpec, ...] = ()
-    """Memory that goes from step to step; empty where there is none."""
-    observation_filter: FilterSpec | None = None
-    """Folded into the graph, which takes observations as they are; None: there is none."""
-
-    def to_metadata(self) -> dict[str, str]:
-        """The file's ``metadata_props``."""
-        values = {
-            "policy_id": self.policy_id,
-            "policy_version": str(self.version),
-            "algorithm": self.algorithm,
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "distribution": self.distribution,
-            "noise": json.dumps(dataclasses.asdict(self.noise)),
-            "inputs": json.dumps([dataclasses.asdict(each) for each in self.inputs]),
-            "roles": json.dumps(dict(self.roles)),
-            "recorded": json.dumps(self.recorded),
-            "states": json.dumps([dataclasses.asdict(each) for each in self.states]),
-            "observation_filter": json.dumps(
-                self.observation_filter and dataclasses.asdict(self.observation_filter)
-            ),
-        }
-        return {_PREFIX + key: value for key, value in {"schema": SCHEMA_VERSION, **values}.items()}
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> PolicySpec:
-        """What ``to_metadata`` wrote.
-
-        Raises:
-            PolicyFileError: It is missing, damaged or of another schema.
-        """
-        schema = metadata.get(_PREFIX + "schema")
-        if schema != SCHEMA_VERSION:
-            raise PolicyFileError(
-                f"expected a policy file of schema {SCHEMA_VERSION}, got "
-                + ("an ONNX file without our metadata" if schema is None else f"schema {schema}")
-            )
-        try:
-            said = {
-                key: json.loads(metadata[_PREFIX + key])
-                for key in ("inputs", "noise", "roles", "recorded", "states", "observation_filter")
-            }
-            folded = said["observation_filter"]
-            return cls(
-                policy_id=metadata[_PREFIX + "policy_id"],
-                version=int(metadata[_PREFIX + "policy_version"]),
-                algorithm=metadata[_PREFIX + "algorithm"],
-                observation_space=metadata[_PREFIX + "observation_space"],
-                action_space=metadata[_PREFIX + "action_space"],
-                distribution=metadata[_PREFIX + "distribution"],
-                noise=NoiseSpec(**said["noise"]),
-                inputs=tuple(InputSpec(**_with_shape(each)) for each in said["inputs"]),
-                roles=said["roles"],
-                recorded=tuple(said["recorded"]),
-                states=tuple(StateSpec(**_with_shape(each)) for each in said["states"]),
-                observation_filter=None if folded is None else FilterSpec(**folded),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise PolicyFileError(f"the policy file's metadata is damaged: {error!r}") from error
-
-
-def _with_shape(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists only."""
-    return {**values, "shape": tuple(values["shape"])}
-
-
-class NoisePool:
-    """Random numbers for one policy's rows, drawn in bulk. One thread at a time.
-
-    All versions of a policy share one pool: what it gives depends on the policy's noise only.
-
-    Attributes:
-        spec: Which numbers.
-    """
-
-    def __init__(self, spec: NoiseSpec, rng: np.random.Generator | None = None) -> None:
-        self.spec = spec
-        self._rng = np.random.default_rng() if rng is None else rng
-        self._rows = max(1, _POOL_NUMBERS // max(1, spec.size))
-        self._greedy = np.full((1, spec.size), spec.greedy, np.float32)
-        self._greedy.setflags(write=False)
-        self._pool = np.empty((0, spec.size), np.float32)
-        self._next = 0
-
-    def take(self, greedy: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Noise for the next rows.
-
-        Args:
-            greedy: ``[N]``; which rows get the likeliest action instead of a sampled one.
-
-        Returns:
-            ``[N, size]``, not to be written to.
-        """
-        n = len(greedy)
-        if n == 1 and greedy[0]:
-            return self._greedy
-        start = self._next
-        self._next = end = start + n
-        if end > len(self._pool):
-            # A new array: rows given out earlier stay what they are.
-            self._pool = self._draw(max(n, self._rows))
-            start, self._next = 0, n
-        rows = self._pool[start : start + n]
-        if n > 1 and np.count_nonzero(greedy):
-            rows = np.where(greedy[:, None], self._greedy, rows)
-        return rows
-
-    def _draw(self, rows: int) -> NDArray[np.float32]:
-        shape = (rows, self.spec.size)
-        if self.spec.kind == "normal":
-            return self._rng.standard_normal(shape, np.float32)
-        if self.spec.kind == "uniform":
-            return self._rng.random(shape, np.float32)
-        # -log(Exp(1)) is Gumbel(0, 1). An exact 0 would become infinite.
-        drawn = self._rng.standard_exponential(shape, np.float32)
-        np.maximum(drawn, np.finfo(np.float32).tiny, out=drawn)
-        np.log(drawn, out=drawn)
-        return np.negative(drawn, out=drawn)
 
 
 class OnnxPolicy:

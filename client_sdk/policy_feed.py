@@ -33,7 +33,8 @@ from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns
 
 if TYPE_CHECKING:
-    from client_sdk.onnx_policy import BoundPolicy, NoisePool, OnnxPolicy
+    from client_sdk.noise_pool import NoisePool
+    from client_sdk.onnx_policy import BoundPolicy, OnnxPolicy
 
 _MOST_BYTES: Final = 2**31
 """Of a policy file; ONNX itself knows no larger ones."""

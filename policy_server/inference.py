@@ -18,7 +18,9 @@ import numpy as np
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
-from client_sdk.onnx_policy import NoisePool, OnnxPolicy, PolicySpec
+from client_sdk.noise_pool import NoisePool
+from client_sdk.onnx_policy import OnnxPolicy
+from client_sdk.policy_spec import PolicySpec
 from client_sdk.wire.spaces import space_to_proto
 from policy_server.experience import POLICY_ID, InferredBatch, Policy, RowContext
 from policy_server.onnx_check import check_template, probe, randomize

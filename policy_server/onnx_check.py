@@ -19,7 +19,8 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
 from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 
-from client_sdk.onnx_policy import NoisePool, OnnxPolicy
+from client_sdk.noise_pool import NoisePool
+from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.onnx_export import Template, refreshed_values
 from policy_server.onnx_graphs import PolicyGraph

@@ -29,7 +29,7 @@ from ray.rllib.connectors.module_to_env import (
 )
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
-from client_sdk.onnx_policy import FilterSpec, InputSpec
+from client_sdk.policy_spec import FilterSpec, InputSpec
 from client_sdk.wire.leaves import child_path
 from policy_server.filters import MeanStdFilter as ExactMeanStdFilter
 from policy_server.onnx_observations import Flatten, Standardize, input_dtype

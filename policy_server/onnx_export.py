@@ -18,7 +18,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from client_sdk.onnx_policy import PolicySpec
+from client_sdk.policy_spec import PolicySpec
 from policy_server.onnx_graphs import PolicyGraph
 from policy_server.onnx_operators import IR_VERSION, OPSET, PORTABLE_OPERATORS, NotExportableError
 from policy_server.onnx_plan import GraphPlan

@@ -28,7 +28,7 @@ from ray.rllib.core.distribution.torch.torch_distribution import (
 from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 
-from client_sdk.onnx_policy import FilterSpec, InputSpec, NoiseSpec
+from client_sdk.policy_spec import FilterSpec, InputSpec, NoiseSpec
 from policy_server.onnx_actions import (
     BoxActions,
     Categorical,

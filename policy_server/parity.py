@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client_sdk.onnx_policy import NoisePool, OnnxPolicy
+from client_sdk.noise_pool import NoisePool
+from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.onnx_check import (
     LOGP_TOLERANCE,

@@ -17,7 +17,8 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 
-from client_sdk.onnx_policy import FilterSpec, OnnxPolicy
+from client_sdk.onnx_policy import OnnxPolicy
+from client_sdk.policy_spec import FilterSpec
 from client_sdk.wire.batches import SpaceCodec
 from policy_server import cli, export, parity
 from policy_server.checkpoints import CheckpointDirectory

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from kinds import MODULES, built_as
 
-from client_sdk.onnx_policy import NoiseKind, OnnxPolicy
+from client_sdk.onnx_policy import OnnxPolicy
+from client_sdk.policy_spec import NoiseKind
 from client_sdk.wire.batches import SpaceCodec
 from tests.documents import ROOT, blocks, table
 

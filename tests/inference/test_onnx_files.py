@@ -25,15 +25,9 @@ from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-from client_sdk.onnx_policy import (
-    FilterSpec,
-    NoisePool,
-    NoiseSpec,
-    OnnxPolicy,
-    PolicyFileError,
-    PolicySpec,
-    StateSpec,
-)
+from client_sdk.noise_pool import NoisePool
+from client_sdk.onnx_policy import OnnxPolicy
+from client_sdk.policy_spec import FilterSpec, NoiseSpec, PolicyFileError, PolicySpec, StateSpec
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.spaces import space_from_proto

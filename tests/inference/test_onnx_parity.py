@@ -32,7 +32,8 @@ from ray.rllib.utils.spaces.space_utils import unsquash_action
 from scipy import stats
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
-from client_sdk.onnx_policy import NoisePool, OnnxPolicy
+from client_sdk.noise_pool import NoisePool
+from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.inference import OnnxEnginePolicy
 from policy_server.onnx_check import module_inputs, probe

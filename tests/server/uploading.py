@@ -9,7 +9,8 @@ from typing import Any, Self
 import grpc
 import numpy as np
 
-from client_sdk.onnx_policy import NoisePool, OnnxPolicy
+from client_sdk.noise_pool import NoisePool
+from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.tensors import tensor_to_proto
 from tests.server.talk import CALL_TIMEOUT_S, RUNNING, Talker, batch
