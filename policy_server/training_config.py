@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+import numpy as np
 
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.spaces import space_to_proto
@@ -157,6 +159,13 @@ def _plain(options: TrainOptions) -> AlgorithmConfig:
     if options.algo == "SAC":
         _tune_sac(config, runners=1 if options.num_env_runners is None else options.num_env_runners)
     if not _read_as_it_is(observation_space):
+        unreadable = _unreadable(observation_space, "observation_space")
+        if unreadable is not None:
+            option = "--env" if options.env is not None else "--spaces"
+            raise OptionError(
+                f"argument {option}: RLlib's FlattenObservations cannot read {unreadable}: let "
+                "choices count from 0, or bring a connector that reads it with --config"
+            )
         config.env_runners(env_to_module_connector=_flatten)
     return config.environment(observation_space=observation_space, action_space=action_space)
 
@@ -210,6 +219,24 @@ def _read_as_it_is(space: gymnasium.Space[Any]) -> bool:
     if not isinstance(space, gymnasium.spaces.Box):
         return False
     return len(space.shape) == 3 or (len(space.shape) == 1 and space.low.dtype.kind == "f")
+
+
+def _unreadable(space: gymnasium.Space[Any], where: str) -> str | None:
+    """The first leaf that RLlib cannot flatten; it would fail at the first action."""
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
+        found = (_unreadable(part, f"{where}[{json.dumps(key)}]") for key, part in parts)
+        return next((leaf for leaf in found if leaf is not None), None)
+    if isinstance(space, spaces.Discrete):
+        readable = (
+            int(space.start) <= 0
+        )  # RLlib takes the value as an index, and -1 is the last one
+    elif isinstance(space, spaces.MultiDiscrete):
+        readable = space.nvec.ndim == 1 and not np.any(np.greater(space.start, 0))
+    else:
+        readable = not isinstance(space, spaces.Text)
+    return None if readable else f"{where}: {space}"
 
 
 def _flatten(*_: Any) -> Any:

@@ -1,6 +1,7 @@
 """From options to RLlib's configuration."""
 
 import json
+import re
 
 import gymnasium
 import numpy as np
@@ -127,6 +128,28 @@ def test_what_rllib_has_no_network_for_is_flattened(tmp_path, space, flattened):
     path.write_text(json.dumps({"observation_space": space, "action_space": action_space}))
     config = build_config(TrainOptions(algo="PPO", spaces=str(path)))
     assert (config._env_to_module_connector is not None) == flattened
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ({"type": "Discrete", "n": 3, "start": 1}, "observation_space: Discrete(3, start=1)"),
+        (
+            {"type": "Dict", "spaces": {"name": {"type": "Text", "max_length": 5}}},
+            'observation_space["name"]: Text',
+        ),
+        (
+            {"type": "Tuple", "spaces": [{"type": "MultiDiscrete", "nvec": [[2, 3]]}]},
+            "observation_space[0]: MultiDiscrete",
+        ),
+    ],
+)
+def test_what_rllib_cannot_flatten_is_refused_by_its_name(tmp_path, space, says):
+    path = tmp_path / "robot.json"
+    action_space = {"type": "Discrete", "n": 3}
+    path.write_text(json.dumps({"observation_space": space, "action_space": action_space}))
+    with pytest.raises(OptionError, match=f"--spaces: .* cannot read {re.escape(says)}"):
+        build_config(TrainOptions(algo="PPO", spaces=str(path)))
 
 
 @pytest.mark.parametrize("name", ["made_elsewhere", "FROZEN"])
