@@ -46,8 +46,9 @@ from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
 from policy_server.episode_metrics import EpisodeMetrics
 from policy_server.filters import MeanStdFilter
 from policy_server.handover import HandOver
-from policy_server.inference import OnnxFactory, build_factory
+from policy_server.inference import build_factory
 from policy_server.learner_view import LearnerViews, use_exact_filters
+from policy_server.onnx_engine.factory import OnnxFactory
 from policy_server.policy_store import PolicyStore
 from policy_server.relay import NO_WEIGHTS, DriverPipeline, report, weights_in
 from policy_server.semantics import resolve

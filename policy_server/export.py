@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from policy_server.check import describe
-from policy_server.inference import build_onnx_factory
-from policy_server.onnx_operators import NotExportableError
-from policy_server.parity import ROWS, Parity, measure
+from policy_server.onnx_engine.factory import build_onnx_factory
+from policy_server.onnx_engine.operators import NotExportableError
+from policy_server.onnx_engine.parity import ROWS, Parity, measure
 from policy_server.restored import restore
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from ray.rllib.algorithms.ppo import PPOConfig
 
 from policy_server.config import PolicyServerConfig
-from policy_server.inference import OnnxEnginePolicy
+from policy_server.onnx_engine.factory import OnnxEnginePolicy
 from tests.client.support import LOCAL_KINDS
 from tests.inference.modules import build
 from tests.server.exporting import ExportingServer

@@ -19,8 +19,8 @@ from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilte
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from client_sdk.wire.batches import SpaceCodec
-from policy_server.inference import OnnxEnginePolicy
-from policy_server.onnx_check import module_inputs, probe
+from policy_server.onnx_engine.check import module_inputs, probe
+from policy_server.onnx_engine.factory import OnnxEnginePolicy
 from policy_server.rl_module_engine import RLModuleFactory, RLModuleSpaces
 
 Box, Discrete, MultiDiscrete = gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete

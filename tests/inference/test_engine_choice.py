@@ -22,8 +22,9 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from client_sdk.wire.batches import SpaceCodec
-from policy_server import inference
-from policy_server.onnx_check import probe
+from policy_server.inference import UnservableError
+from policy_server.onnx_engine import factory as onnx_factory
+from policy_server.onnx_engine.check import probe
 
 BOX = gym.spaces.Box(-2.0, 2.0, (3,))
 
@@ -146,7 +147,7 @@ def test_an_unforeseen_error_on_the_way_leaves_the_module_serving(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise KeyError("surprise")
 
-    monkeypatch.setattr(inference, "export_template", fail)
+    monkeypatch.setattr(onnx_factory, "export_template", fail)
     factory = build(PPOConfig()).factory()
     assert factory.name == "rl_module"
     assert "KeyError" in factory.reason
@@ -165,7 +166,7 @@ def test_spaces_that_rllib_itself_cannot_take_are_refused_at_the_start(
     observations: gym.Space[Any], actions: gym.Space[Any] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     built = build(PPOConfig(), observations, actions)
-    with pytest.raises(inference.UnservableError, match="RLlib cannot act on observations of"):
+    with pytest.raises(UnservableError, match="RLlib cannot act on observations of"):
         built.factory()
     assert "Traceback" not in caplog.text
 

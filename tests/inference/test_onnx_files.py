@@ -31,12 +31,12 @@ from client_sdk.policy_spec import FilterSpec, NoiseSpec, PolicyFileError, Polic
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.spaces import space_from_proto
-from policy_server import onnx_export
-from policy_server.inference import OnnxEnginePolicy
-from policy_server.onnx_check import module_inputs, probe, randomize
-from policy_server.onnx_export import export_template, refreshed_values
-from policy_server.onnx_operators import PORTABLE_OPERATORS, NotExportableError
-from policy_server.onnx_plan import plan_graph
+from policy_server.onnx_engine import template as template_module
+from policy_server.onnx_engine.check import module_inputs, probe, randomize
+from policy_server.onnx_engine.factory import OnnxEnginePolicy
+from policy_server.onnx_engine.operators import PORTABLE_OPERATORS, NotExportableError
+from policy_server.onnx_engine.plan import plan_graph
+from policy_server.onnx_engine.template import export_template, refreshed_values
 
 BOX = gym.spaces.Box(-2.0, 2.0, (3,))
 NESTED = gym.spaces.Dict({"a/b": gym.spaces.Discrete(3), "c": BOX})
@@ -179,7 +179,7 @@ def test_a_file_says_what_a_program_in_any_language_must_know() -> None:
 def test_a_graph_of_operators_that_game_engines_lack_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onnx_export, "PORTABLE_OPERATORS", PORTABLE_OPERATORS - {"Tanh"})
+    monkeypatch.setattr(template_module, "PORTABLE_OPERATORS", PORTABLE_OPERATORS - {"Tanh"})
     factory = build(PPOConfig()).factory()
     assert factory.name == "rl_module"
     assert factory.reason == "the graph holds Tanh, which game engines cannot run"

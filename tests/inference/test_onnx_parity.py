@@ -35,9 +35,9 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from client_sdk.noise_pool import NoisePool
 from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
-from policy_server.inference import OnnxEnginePolicy
-from policy_server.onnx_check import module_inputs, probe
-from policy_server.onnx_operators import PORTABLE_OPERATORS
+from policy_server.onnx_engine.check import module_inputs, probe
+from policy_server.onnx_engine.factory import OnnxEnginePolicy
+from policy_server.onnx_engine.operators import PORTABLE_OPERATORS
 
 
 @pytest.mark.parametrize("name", MODULES)

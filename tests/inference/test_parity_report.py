@@ -11,9 +11,9 @@ from kinds import ppo
 from modules import build
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
-from policy_server.inference import OnnxEnginePolicy
-from policy_server.onnx_check import TOLERANCE
-from policy_server.parity import Parity, measure
+from policy_server.onnx_engine.check import TOLERANCE
+from policy_server.onnx_engine.factory import OnnxEnginePolicy
+from policy_server.onnx_engine.parity import Parity, measure
 
 
 def compared(observations: gym.Space[Any], change: float = 0.0) -> Parity:

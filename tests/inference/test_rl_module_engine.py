@@ -25,7 +25,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from client_sdk.wire.batches import SpaceCodec
 from policy_server.experience import InferredBatch, RowContext
-from policy_server.onnx_check import module_inputs, probe
+from policy_server.onnx_engine.check import module_inputs, probe
 
 
 class OwnDQN(DefaultDQNTorchRLModule):

@@ -11,8 +11,8 @@ import torch
 from ray.rllib.algorithms.ppo import PPOConfig
 
 from policy_server.config import PolicyServerConfig
-from policy_server.inference import OnnxEnginePolicy
 from policy_server.learner_view import LearnerViews, use_exact_filters
+from policy_server.onnx_engine.factory import OnnxEnginePolicy
 from tests.inference.modules import Built, build
 from tests.servers import CARTPOLE_ACTIONS, CARTPOLE_OBSERVATIONS, ServerUnderTest
 

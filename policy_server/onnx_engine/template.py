@@ -19,9 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from client_sdk.policy_spec import PolicySpec
-from policy_server.onnx_graphs import PolicyGraph
-from policy_server.onnx_operators import IR_VERSION, OPSET, PORTABLE_OPERATORS, NotExportableError
-from policy_server.onnx_plan import GraphPlan
+from policy_server.onnx_engine.graphs import PolicyGraph
+from policy_server.onnx_engine.operators import (
+    IR_VERSION,
+    OPSET,
+    PORTABLE_OPERATORS,
+    NotExportableError,
+)
+from policy_server.onnx_engine.plan import GraphPlan
 
 _MARKING_ATTEMPTS: Final = 4
 

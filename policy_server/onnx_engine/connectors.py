@@ -32,8 +32,8 @@ from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 from client_sdk.policy_spec import FilterSpec, InputSpec
 from client_sdk.wire.leaves import child_path
 from policy_server.filters import MeanStdFilter as ExactMeanStdFilter
-from policy_server.onnx_observations import Flatten, Standardize, input_dtype
-from policy_server.onnx_operators import NotExportableError
+from policy_server.onnx_engine.observations import Flatten, Standardize, input_dtype
+from policy_server.onnx_engine.operators import NotExportableError
 
 _ENV_TO_MODULE_DEFAULTS = (
     AddObservationsFromEpisodesToBatch,

@@ -1,6 +1,6 @@
 """From raw observation leaves to the encoder's input, as RLlib's env-to-module connectors do it.
 
-Torch modules to be exported; the rules for them are in ``onnx_graphs``. Actor thread only.
+Torch modules to be exported; the rules for them are in ``graphs``. Actor thread only.
 """
 
 from __future__ import annotations

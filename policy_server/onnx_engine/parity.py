@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from client_sdk.noise_pool import NoisePool
 from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
-from policy_server.onnx_check import (
+from policy_server.onnx_engine.check import (
     LOGP_TOLERANCE,
     TOLERANCE,
     check_executed,

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead
 
-from policy_server.onnx_actions import EpsilonGreedy
-from policy_server.onnx_observations import Standardize
+from policy_server.onnx_engine.actions import EpsilonGreedy
+from policy_server.onnx_engine.observations import Standardize
 
 
 class PolicyGraph(torch.nn.Module):

@@ -1,6 +1,6 @@
 """From distribution inputs and noise to actions and their log-densities.
 
-Torch modules to be exported; the rules for them are in ``onnx_graphs``. Actor thread only. B is the
+Torch modules to be exported; the rules for them are in ``graphs``. Actor thread only. B is the
 batch size, n the number of choices, d that of dimensions of a Box.
 """
 

@@ -29,7 +29,7 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 
 from client_sdk.policy_spec import FilterSpec, InputSpec, NoiseSpec
-from policy_server.onnx_actions import (
+from policy_server.onnx_engine.actions import (
     BoxActions,
     Categorical,
     DiagGaussian,
@@ -37,14 +37,14 @@ from policy_server.onnx_actions import (
     MultiCategorical,
     SquashedGaussian,
 )
-from policy_server.onnx_connectors import (
+from policy_server.onnx_engine.connectors import (
     executed_connector,
     observation_connectors,
     observation_filter,
     observation_steps,
 )
-from policy_server.onnx_graphs import AtomsNet, GaussianNet, LogitNet, PolicyGraph, QNet
-from policy_server.onnx_operators import NotExportableError
+from policy_server.onnx_engine.graphs import AtomsNet, GaussianNet, LogitNet, PolicyGraph, QNet
+from policy_server.onnx_engine.operators import NotExportableError
 
 _MODULES = (
     DefaultPPOTorchRLModule,

@@ -22,10 +22,10 @@ from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 from client_sdk.noise_pool import NoisePool
 from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.batches import SpaceCodec
-from policy_server.onnx_export import Template, refreshed_values
-from policy_server.onnx_graphs import PolicyGraph
-from policy_server.onnx_operators import NotExportableError
-from policy_server.onnx_plan import GraphPlan
+from policy_server.onnx_engine.graphs import PolicyGraph
+from policy_server.onnx_engine.operators import NotExportableError
+from policy_server.onnx_engine.plan import GraphPlan
+from policy_server.onnx_engine.template import Template, refreshed_values
 from policy_server.rl_module_engine import frozen_pipeline
 
 if TYPE_CHECKING:
