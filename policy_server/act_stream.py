@@ -59,6 +59,8 @@ class ActStream:
         self._session: Session | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._fault: Fault | None = None  # what we end it with
+        self._begun = False  # the first answer is out
+        self._ends_once_begun = False
 
     @property
     def named(self) -> bool:
@@ -72,7 +74,12 @@ class ActStream:
             if self._session is not None:  # what was read already must not work for it
                 self._sessions.leave(self._session, self)
                 self._session = None
-            if self._reader is not None:
+            if self._reader is None:
+                return
+            # gRPC takes no status while the first message, and the metadata with it, is on its way.
+            if self._writing and not self._begun:
+                self._ends_once_begun = True
+            else:
                 self._reader.cancel()
 
     async def serve(self) -> None:
@@ -171,6 +178,10 @@ class ActStream:
         try:
             while self._outbox:
                 await self._context.write(self._outbox.popleft())
+                if not self._begun:
+                    self._begun = True
+                    if self._ends_once_begun and self._reader is not None:
+                        self._reader.cancel()
                 if self._room is not None and not self._room.done():
                     self._room.set_result(None)
         finally:

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 10.0
 _STOP_MARGIN_S = 2.0
+_CALLS_END_S = 1.0
+"""For the coroutines of calls whose last message is out, or whose connection is gone."""
 _LEDGER_TIMEOUT_S = 1.0
 _SWEEP_S = 0.1
 """Leases and waiting requests are looked at this often."""
@@ -216,6 +218,7 @@ class PolicyServer:
             parts.service.drain()
             await parts.health.enter_graceful_shutdown()
             await server.stop(config.drain_s)
+            await _calls_ended()
             parts.sessions.close_all()
             if config.address_file is not None:
                 remove_if_ours(config.address_file, self._address)
@@ -261,6 +264,16 @@ class PolicyServer:
         status = health_pb2.HealthCheckResponse
         for name in _HEALTH_SERVICES:
             await self._parts.health.set(name, status.SERVING if ready else status.NOT_SERVING)
+
+
+async def _calls_ended() -> None:
+    """Let all other tasks of the loop come to their end.
+
+    gRPC's own may outlive its ``stop``: it waits for what travels, not for the coroutines of calls.
+    Where the end of the loop cancels these, gRPC prints a traceback for each.
+    """
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=_CALLS_END_S)
 
 
 def _server_options(config: PolicyServerConfig) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import time
@@ -281,6 +282,43 @@ def test_answers_that_nobody_reads_stop_the_reading_of_requests():
         assert len(served._outbox) <= 1000
         numbers = [stream.receive().request for _ in range(3030)]
         assert sorted(numbers) == list(range(1, 3031))
+
+
+def test_stream_that_is_ended_while_its_first_answer_leaves_says_why(caplog):
+    with serving() as server, Talker(server.address) as talker:
+        stream = talker.stream()
+        eventually(lambda: streams(server) == 1)
+        parts, loop = server.server._parts, server.server._loop
+        (served,) = parts.service._streams
+
+        def end_it_meanwhile():
+            if served._writing:
+                parts.sessions.close(talker.session_id)
+            else:
+                loop.call_soon(end_it_meanwhile)
+
+        loop.call_soon_threadsafe(end_it_meanwhile)
+        assert actions_of(stream.ask(rows([1], [0], seen(0))).act.groups[0]) == [0]
+        with pytest.raises(grpc.RpcError) as ended:
+            stream.receive()
+        check_fault(fault_in(ended.value), Reason.UNKNOWN_SESSION, "session_id", "closed")
+        eventually(lambda: streams(server) == 0)
+    assert [record.name for record in caplog.records if record.name.startswith("grpc")] == []
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_server_that_stops_under_its_streams_leaves_no_traceback(held, caplog):
+    for _ in range(4):
+        with (
+            contextlib.ExitStack() as stack,
+            serving(hold=held, drain_s=0.0 if held else 0.2) as server,
+        ):
+            talkers = [stack.enter_context(Talker(server.address)) for _ in range(48)]
+            for talker in talkers:
+                talker.stream().send(rows([1], [0], seen(0)))
+            if held:
+                eventually(lambda: waiting(server) == len(talkers))  # noqa: B023 -- called here
+    assert [record.name for record in caplog.records if record.name.startswith("grpc")] == []
 
 
 def test_answer_over_the_message_limit_fails_its_stream_and_no_other():
