@@ -14,10 +14,7 @@ from collections.abc import Collection
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-import ray
 import torch
-import tree
 from gymnasium.vector.utils import batch_space
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import (
@@ -27,7 +24,6 @@ from ray.rllib.core import (
     DEFAULT_MODULE_ID,
 )
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
-from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -38,11 +34,11 @@ from ray.rllib.utils.metrics import (
     TIME_BETWEEN_SAMPLING,
     WEIGHTS_SEQ_NO,
 )
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from policy_server.buffer import ExperienceBuffer
 from policy_server.callbacks import Callbacks
-from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
+from policy_server.config import PolicyServerConfig
+from policy_server.env_spaces import spaces_of
 from policy_server.episode_metrics import EpisodeMetrics
 from policy_server.filters import MeanStdFilter
 from policy_server.handover import HandOver
@@ -53,19 +49,15 @@ from policy_server.policy_store import PolicyStore
 from policy_server.relay import NO_WEIGHTS, DriverPipeline, report, weights_in
 from policy_server.semantics import resolve
 from policy_server.server import PolicyServer
+from policy_server.server_metrics import ServerMetrics
 from policy_server.terms import Terms
+from policy_server.weights import Versions, bring, not_finite, weights_of
 
 _logger = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.09
 """With no simulator connected ``sample()`` returns within 0.1 s: other runners may have some."""
 _SAY_IDLE_EVERY_S = 10.0
-_FETCH_TIMEOUT_S = 60.0
-"""For weights that Ray brings; without a bound one lost object would stop the runner for good."""
-_POLICY_SERVER = "policy_server"
-"""Key of the server's numbers in the env runners' results."""
-_GAUGES = frozenset({"sessions", "episodes_open", "requests_waiting", "downloads_waiting"})
-"""Numbers of the server that are those of a moment: reported on average over an iteration."""
 
 
 def dedicate_process() -> None:
@@ -120,7 +112,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         env_config = dict(self.config.env_config)
         self._server_config = PolicyServerConfig.from_env_config(env_config)
         _check_port(self.config.num_env_runners, self._server_config.port)
-        self._observation_space, self._action_space = _spaces(self.config, kwargs.get("spaces"))
+        self._observation_space, self._action_space = spaces_of(self.config, kwargs.get("spaces"))
         self._semantics = resolve(self.config, self._server_config, self.worker_index)
 
         self._env_to_module = self._build_env_to_module()
@@ -136,6 +128,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
 
         self._callbacks = Callbacks(self.config, env_runner=self, metrics_logger=self.metrics)
         self._episode_metrics = EpisodeMetrics(self)
+        self._server_metrics = ServerMetrics(self.metrics)
         self._env_runner_state_server: Any = None  # set by IMPALA
         self._weights_seq_no = 0
         self._refused_seq_no = 0  # of weights newer than these that were not finite
@@ -144,8 +137,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         self._time_after_sampling: float | None = None
         self._said_idle_s = -math.inf
         self._anything_to_report = False
-        self._reported: dict[str, float] = {}  # totals of the server, as of the last report
-        self._version_offset = 0  # of versions over RLlib's numbers, after a restore
+        self._versions = Versions()
         self._policies = PolicyStore()
         self._server: PolicyServer | None = None
         self._stopped = False
@@ -314,33 +306,17 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             if not self._anything_to_report and self.config.count_steps_by == "env_steps":
                 return {}
             self._anything_to_report = False
-            self._log_server_metrics(self._server)
+            policy = self._policies.current
+            self._server_metrics.log(
+                self._server,
+                -1 if policy is None else policy.version,
+                {
+                    "callback_errors": self._callbacks.errors,
+                    "handover_errors": self._handover.errors,
+                },
+            )
         metrics: dict[str, Any] = self.metrics.reduce()
         return metrics
-
-    def _log_server_metrics(self, server: PolicyServer) -> None:
-        policy = self._policies.current
-        version = -1 if policy is None else policy.version
-        self.metrics.log_value((_POLICY_SERVER, "policy_version"), version, reduce="max", window=1)
-        for name, number in server.stats().items():
-            if name in _GAUGES:
-                self.metrics.log_value((_POLICY_SERVER, name), number, reduce="mean", window=1)
-            else:
-                self._log_total(name, number)
-        self._log_total("callback_errors", self._callbacks.errors)
-        self._log_total("handover_errors", self._handover.errors)
-        for name, number in server.ledger().items():
-            self._log_total(f"ledger/{name}", number)
-
-    def _log_total(self, name: str, total: float) -> None:
-        """Report what has come to a total since the last report.
-
-        RLlib adds it up: over the calls that one batch took, all runners, those that died, and the
-        trainings before a checkpoint. So ``held``, too, may grow by less than nothing.
-        """
-        grown = total - self._reported.get(name, 0)
-        self._reported[name] = total
-        self.metrics.log_value((_POLICY_SERVER, *name.split("/")), grown, reduce="lifetime_sum")
 
     # Weights come in.
 
@@ -412,16 +388,10 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
     def _set_weights(self, weights: Any, seq_no: int) -> None:
         if seq_no and seq_no == self._weights_seq_no:
             return
-        if isinstance(weights, ray.ObjectRef):
-            try:
-                weights = ray.get(weights, timeout=_FETCH_TIMEOUT_S)
-            except ray.exceptions.RayError as error:
-                kind = type(error).__name__
-                _logger.warning("weights %d did not arrive (%s); going on", seq_no, kind)
-                return
-        if isinstance(weights, dict) and DEFAULT_MODULE_ID in weights:
-            weights = weights[DEFAULT_MODULE_ID]
-        if broken := _not_finite(weights):
+        weights = weights_of(weights, seq_no)
+        if weights is None:
+            return
+        if broken := not_finite(weights):
             if not seq_no or seq_no != self._refused_seq_no:
                 self._refuse(seq_no, broken)
             return
@@ -450,11 +420,7 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
 
     def _publish(self, server: PolicyServer, seq_no: int) -> None:
         current = self._policies.current
-        if current is None:
-            version = seq_no
-        else:
-            version = max(seq_no + self._version_offset, current.version + 1)
-        self._version_offset = version - seq_no if seq_no else self._version_offset
+        version = self._versions.after(None if current is None else current.version, seq_no)
         env_steps = self.num_env_steps_sampled_lifetime + self._steps_since_count * max(
             1, self.config.num_env_runners
         )
@@ -467,14 +433,10 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         """Where IMPALA's runners fetch their weights instead of being sent them."""
         if self._env_runner_state_server is None:
             return
-        try:
-            state = ray.get(
-                self._env_runner_state_server.pull_if_newer.remote(self._weights_seq_no),
-                timeout=_FETCH_TIMEOUT_S,
-            )
-        except ray.exceptions.RayError as error:
-            _logger.warning("no weights from the state server (%s); going on", type(error).__name__)
-            return
+        state = bring(
+            self._env_runner_state_server.pull_if_newer.remote(self._weights_seq_no),
+            "no weights from the state server",
+        )
         if state is not None:
             self.set_state(state)
 
@@ -540,43 +502,3 @@ def _refuse_env_loop_arguments(**arguments: Any) -> None:
                 f"sample({name}={value!r}): episodes belong to the simulators that connect here, "
                 "so they cannot be reset, counted or acted in from this side"
             )
-
-
-def _not_finite(weights: Any) -> str | None:
-    """The path of the first array with a NaN or infinity."""
-    for path, value in tree.flatten_with_path(weights):
-        array = np.asarray(value)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            return "/".join(map(str, path))
-    return None
-
-
-def _spaces(
-    config: AlgorithmConfig, spaces: dict[str, Any] | None
-) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """From the config, from another runner, or from the env that the config names."""
-    if config.observation_space is not None and config.action_space is not None:
-        return config.observation_space, config.action_space
-    if spaces and INPUT_ENV_SINGLE_SPACES in spaces:
-        observation_space, action_space = spaces[INPUT_ENV_SINGLE_SPACES]
-        return observation_space, action_space
-    if config.env is None:
-        raise ValueError(
-            "no spaces: set environment(observation_space=..., action_space=...), or env= to a "
-            "Gymnasium id with the same spaces as the simulators have"
-        )
-    env = _make_env(config)
-    try:
-        return env.observation_space, env.action_space
-    finally:
-        env.close()
-
-
-def _make_env(config: AlgorithmConfig) -> Any:
-    env_config = {key: value for key, value in config.env_config.items() if key != ENV_CONFIG_KEY}
-    if isinstance(config.env, str) and not _global_registry.contains(ENV_CREATOR, config.env):
-        return gym.make(config.env, **env_config)
-    creator = (
-        _global_registry.get(ENV_CREATOR, config.env) if isinstance(config.env, str) else config.env
-    )
-    return creator(EnvContext(env_config, worker_index=0))
