@@ -10,14 +10,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping
-from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
-import gymnasium as gym
-
 from client_sdk.client_base import ClientBase
-from client_sdk.config import Timeouts, TlsConfig
 from client_sdk.episode import Episode, EpisodeBatch
 from client_sdk.exchange import Exchange
 from client_sdk.remote_actor import RemoteActor
@@ -74,38 +70,9 @@ class PolicyClient(ClientBase):
         InvalidValueError: An argument is none that can work.
     """
 
-    def __init__(
-        self,
-        address: str,
-        inference_mode: str = "remote",
-        update_interval: float | None = 0.0,
-        *,
-        token: str | None = None,
-        tls: TlsConfig | None = None,
-        insecure: bool = False,
-        timeouts: Timeouts | None = None,
-        name: str | None = None,
-        observation_space: gym.Space[Any] | None = None,
-        action_space: gym.Space[Any] | None = None,
-        cache_dir: str | PathLike[str] | None = None,
-        spool_dir: str | PathLike[str] | None = None,
-        spool_bytes: int | None = None,
-    ) -> None:
-        super().__init__(
-            address,
-            inference_mode,
-            update_interval,
-            token=token,
-            tls=tls,
-            insecure=insecure,
-            timeouts=timeouts,
-            name=name,
-            observation_space=observation_space,
-            action_space=action_space,
-            cache_dir=cache_dir,
-            spool_dir=spool_dir,
-            spool_bytes=spool_bytes,
-        )
+    _actor: Actor
+
+    def _constructed(self) -> None:
         self._actor = self._make_actor()
         try:
             self._actor.connect()

@@ -85,6 +85,10 @@ class ClientBase:
             else Handshake(self._name, pb.INFERENCE_MODE_LOCAL, observation_space, action_space)
         )
         self._book = EpisodeBook(self._handshake.numbering)
+        self._constructed()
+
+    def _constructed(self) -> None:
+        """What else construction does; here nothing, for it must not wait on an event loop."""
 
     def __repr__(self) -> str:
         state = "closed" if self._guard.closed else f"{len(self._book.open)} open episodes"
