@@ -16,7 +16,7 @@ from client_sdk.batch_track import BatchTrack
 from client_sdk.chunks import CutChunk
 from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import LogpRequiredError
-from client_sdk.policy_feed import LoadedPolicy
+from client_sdk.loaded_policy import LoadedPolicy
 from client_sdk.recorder import ChunkFormat, Recording
 from client_sdk.rows import Status, Track
 from client_sdk.session import Handshake

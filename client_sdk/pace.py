@@ -12,7 +12,7 @@ from typing import Final
 
 from client_sdk.chunks import Lineage
 from client_sdk.link import Link
-from client_sdk.policy_feed import LoadedPolicy
+from client_sdk.loaded_policy import LoadedPolicy
 from client_sdk.spool import Spool
 
 _PROMPT_S: Final = 0.05

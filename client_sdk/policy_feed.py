@@ -14,91 +14,33 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from client_sdk.attempts import Backoff
 from client_sdk.call_errors import Disconnected
 from client_sdk.errors import (
     ClosedClientError,
-    InvalidValueError,
     PolicyClientError,
     UnavailableError,
     UnknownSessionError,
 )
 from client_sdk.link import Link
+from client_sdk.loaded_policy import LoadedPolicy, import_onnx_policy
 from client_sdk.log import logger
 from client_sdk.policy_cache import PolicyCache
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import Columns
 
 if TYPE_CHECKING:
     from client_sdk.noise_pool import NoisePool
-    from client_sdk.onnx_policy import BoundPolicy, OnnxPolicy
+    from client_sdk.onnx_policy import OnnxPolicy
 
 _MOST_BYTES: Final = 2**31
 """Of a policy file; ONNX itself knows no larger ones."""
 _LONGEST_S: Final = 3600.0
-_MAX_BOUND: Final = 8
-"""Numbers of rows that a policy keeps memory for."""
 
 
 class DamagedPolicyError(Exception):
     """What came is not the file that was announced. Never leaves the package."""
-
-
-class LoadedPolicy:
-    """A policy file, ready to act; ``act`` is for one thread at a time.
-
-    Attributes:
-        policy_id: As the server calls it.
-        version: RLlib's weights sequence number.
-        sha256: Of the file: what it is known by.
-        session: The number of the session that brought it.
-        recorded: Names of the outputs that belong into the experience.
-    """
-
-    __slots__ = ("_bound", "_onnx", "policy_id", "recorded", "session", "sha256", "version")
-
-    def __init__(self, header: pb.PolicyHeader, onnx: OnnxPolicy, session: int) -> None:
-        self.policy_id = header.policy_id
-        self.version = header.policy_version
-        self.sha256 = header.sha256
-        self.session = session
-        self.recorded = onnx.spec.recorded
-        self._onnx = onnx
-        self._bound: dict[int, BoundPolicy] = {}
-
-    def act(
-        self, observations: Columns, greedy: NDArray[np.bool_]
-    ) -> tuple[Columns, Columns, dict[str, NDArray[Any]]]:
-        """See ``OnnxPolicy.act``. The next call overwrites what this one returned."""
-        n = len(greedy)
-        bound = self._bound.get(n)
-        if bound is None:
-            if len(self._bound) >= _MAX_BOUND:
-                self._bound.clear()
-            bound = self._bound[n] = self._onnx.bind(n)
-        return bound.act(observations, greedy)
-
-
-def import_onnx_policy() -> Any:
-    """The module that runs policies; loaded by whoever acts locally only.
-
-    Raises:
-        InvalidValueError: onnxruntime is not installed.
-    """
-    try:
-        from client_sdk import onnx_policy
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "onnxruntime":
-            raise
-        raise InvalidValueError(
-            '"local" needs onnxruntime, which is not installed here: '
-            'pip install "policy-server[local]"',
-            field="inference_mode",
-        ) from None
-    return onnx_policy
 
 
 class PolicyFeed:
