@@ -118,7 +118,7 @@ class LocalActor:
 
 
 class AioLocalActor:
-    """The shell for one event loop: the policy runs on it, and tasks wait for the threads of its background."""
+    """The shell for one event loop: the policy runs on it, and tasks wait for the background."""
 
     def __init__(self, handshake: Handshake, background: Background, timeouts: Timeouts) -> None:
         self._steps = LocalSteps(handshake, background)
