@@ -70,7 +70,8 @@ class LocalInference:
             raise Fault(
                 Reason.NO_LOCAL_INFERENCE,
                 "this server serves remote inference only, for its policy has no ONNX file "
-                f"({self._impossible}); open the session with INFERENCE_MODE_REMOTE",
+                f'({self._impossible}); ask it for every action: inference_mode="remote", or '
+                "--inference remote (INFERENCE_MODE_REMOTE on the wire)",
                 field,
             )
 
