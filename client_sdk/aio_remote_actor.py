@@ -110,9 +110,11 @@ class AioRemoteActor:
         """Record a vector step; returns the next actions."""
         pending = track.pending
         if pending is None:
-            pending = self._steps.act_batch(track, observations, rewards, terminated, truncated)
-            if pending is None:
+            columns = self.exchange.observations(observations, track.n)
+            rows = track.rows(columns, rewards, terminated, truncated)
+            if rows is None:
                 return self.exchange.no_actions(track.n)
+            pending = self.exchange.issue(track, rows)
             await self._send(pending)
         await self._wait(pending)
         return self.exchange.actions(pending, track.n)

@@ -104,10 +104,11 @@ class RemoteActor:
         """Record a vector step; returns the next actions."""
         pending = track.pending
         if pending is None:
-            pending = self._steps.act_batch(track, observations, rewards, terminated, truncated)
-            if pending is None:
+            columns = self.exchange.observations(observations, track.n)
+            rows = track.rows(columns, rewards, terminated, truncated)
+            if rows is None:
                 return self.exchange.no_actions(track.n)
-            self._send(pending)
+            pending = self._send(self.exchange.issue(track, rows))
         self._wait(pending)
         return self.exchange.actions(pending, track.n)
 

@@ -17,7 +17,7 @@ from client_sdk.rows import Rows, Status, Track
 
 
 class RemoteSteps:
-    """All verbs but ``act``, which is short, and made at every step: the actors have it themselves.
+    """All verbs but ``act`` and ``act_batch``, made at every step: the actors write these out.
 
     Where a verb returns None, there is nothing to say.
     """
@@ -61,14 +61,6 @@ class RemoteSteps:
             return None
         self._exchange.withdraw(track)
         return self._tell(track, track.last_row())
-
-    def act_batch(
-        self, track: BatchTrack, observations: Any, rewards: Any, terminated: Any, truncated: Any
-    ) -> Pending | None:
-        """A vector step; None: no row of it begins or goes on."""
-        columns = self._exchange.observations(observations, track.n)
-        rows = track.rows(columns, rewards, terminated, truncated)
-        return None if rows is None else self._exchange.issue(track, rows)
 
     def abandon_rows(self, track: BatchTrack, indices: Sequence[int]) -> Pending | None:
         """That some episodes of a batch are taken back."""
