@@ -16,8 +16,8 @@ from typing import Any, Final
 from client_sdk import credentials
 from client_sdk.errors import InvalidValueError
 from client_sdk.option_types import EXIT_USAGE
-from policy_server.ending import Ending
-from policy_server.options import build_parser
+from policy_server.commands.ending import Ending
+from policy_server.commands.options import build_parser
 
 EXIT_FAILED = 1
 EXIT_ENVIRONMENT = 3
@@ -59,8 +59,8 @@ def _train(options: argparse.Namespace, ending: Ending) -> int:
     except InvalidValueError as error:
         options.parser.error(" ".join(str(error).split()))
     # Only now: these import what may be missing.
-    from policy_server.training import PortInUseError, TrainingError, train
-    from policy_server.training_config import OptionError, TrainOptions
+    from policy_server.commands.training import PortInUseError, TrainingError, train
+    from policy_server.commands.training_config import OptionError, TrainOptions
 
     try:
         return train(
@@ -95,7 +95,7 @@ def _train(options: argparse.Namespace, ending: Ending) -> int:
 
 def _check(options: argparse.Namespace, _ending: Ending) -> int:
     from client_sdk.errors import PolicyClientError
-    from policy_server.check import check, table
+    from policy_server.commands.check import check, table
 
     try:
         found = check(
@@ -116,7 +116,7 @@ def _check(options: argparse.Namespace, _ending: Ending) -> int:
 def _compare(options: argparse.Namespace, _ending: Ending) -> int:
     if problem := _missing():
         return _fail(EXIT_ENVIRONMENT, problem)
-    from policy_server.comparison import CompareOptions, ComparisonError, compare
+    from policy_server.commands.comparison import CompareOptions, ComparisonError, compare
 
     try:
         compare(
@@ -141,10 +141,10 @@ def _export(options: argparse.Namespace, _ending: Ending) -> int:
     if problem := _missing():
         return _fail(EXIT_ENVIRONMENT, problem)
     # Only now: these import what may be missing.
-    from policy_server.check import table
-    from policy_server.export import ExportError, export
-    from policy_server.ray_noise import quiet_loggers
-    from policy_server.restored import CheckpointError
+    from policy_server.commands.check import table
+    from policy_server.commands.export import ExportError, export
+    from policy_server.commands.ray_noise import quiet_loggers
+    from policy_server.commands.restored import CheckpointError
 
     if not options.debug:
         quiet_loggers()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from client_sdk import RemoteEnv, RemoteVectorEnv
-from policy_server.progress import Progress, ReturnWindow, progress_of
+from policy_server.commands.progress import Progress, ReturnWindow, progress_of
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm

@@ -11,7 +11,7 @@ import pytest
 
 from client_sdk import errors
 from client_sdk.wire.faults import STATUS_OF_REASON, Reason
-from policy_server.space_files import read_spaces
+from policy_server.commands.space_files import read_spaces
 from tests.documents import ROOT, blocks, table
 from tests.servers import serving
 

@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 
 from policy_server import cli
-from policy_server.check import describe
+from policy_server.commands.check import describe
 from tests.servers import serving
 
 
@@ -36,7 +36,7 @@ def test_check_shows_what_it_agreed_on_and_how_fast_it_is(capsys):
 
 
 def test_check_waits_for_no_policy(capsys, monkeypatch):
-    monkeypatch.setattr("policy_server.check._ACTION_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("policy_server.commands.check._ACTION_TIMEOUT_S", 0.3)
     with serving(first_version=None) as server:
         assert cli.main(["check", server.address]) == 0
     assert "none yet" in capsys.readouterr().out

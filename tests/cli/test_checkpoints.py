@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from policy_server.checkpoints import LATEST, CheckpointDirectory
+from policy_server.commands.checkpoints import LATEST, CheckpointDirectory
 
 
 def save_as(text):

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from policy_server import cli, comparison
+from policy_server import cli
+from policy_server.commands import comparison
 
 WAYS = tuple(comparison.WAYS)
 

@@ -11,7 +11,7 @@ import pytest
 # Each says "ready" when the signal may come.
 WAITS = """
 import sys, threading
-from policy_server.ending import Ending
+from policy_server.commands.ending import Ending
 with Ending() as ending:
     try:
         print("ready", flush=True)
@@ -23,7 +23,7 @@ sys.exit(ending.exit_code)
 # Native code that lets other threads run, but takes minutes to come back to the interpreter.
 STUCK = """
 import hashlib
-from policy_server.ending import Ending
+from policy_server.commands.ending import Ending
 def stuck():
     hashlib.pbkdf2_hmac("sha256", b"password", b"salt", 10**9)
 with Ending(grace_s=0.5):
@@ -35,7 +35,7 @@ with Ending(grace_s=0.5):
 """
 CLEANS_FOR_EVER = """
 import threading
-from policy_server.ending import Ending
+from policy_server.commands.ending import Ending
 with Ending(grace_s=0.5):
     try:
         print("ready", flush=True)
@@ -47,7 +47,7 @@ with Ending(grace_s=0.5):
 # Whatever Ray makes of the signals meanwhile, and however long it stays in native code.
 AT_ONCE = """
 import hashlib, signal, sys
-from policy_server.ending import Ending
+from policy_server.commands.ending import Ending
 def theirs(number, frame):
     sys.exit(9)
 with Ending() as ending:
@@ -62,7 +62,7 @@ with Ending() as ending:
 # A child that ignores the signal, and a child of its own.
 FAMILY = """
 import subprocess, sys
-from policy_server.ending import Ending
+from policy_server.commands.ending import Ending
 CHILD = '''
 import signal, subprocess
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -75,7 +75,7 @@ with Ending() as ending, ending.at_once():
 """
 ENDS_FOR_EVER = """
 import atexit, threading
-from policy_server.ending import Ending
+from policy_server.commands.ending import Ending
 atexit.register(threading.Event().wait, 60)
 with Ending(grace_s=0.5):
     try:
@@ -86,7 +86,7 @@ with Ending(grace_s=0.5):
 """
 AFTERWARDS = """
 import signal, sys, threading
-from policy_server.ending import Ending
+from policy_server.commands.ending import Ending
 with Ending() as ending:
     with ending.at_once():
         pass

@@ -20,8 +20,9 @@ from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilte
 from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.policy_spec import FilterSpec
 from client_sdk.wire.batches import SpaceCodec
-from policy_server import cli, export
-from policy_server.checkpoints import CheckpointDirectory
+from policy_server import cli
+from policy_server.commands import export
+from policy_server.commands.checkpoints import CheckpointDirectory
 from policy_server.onnx_engine import parity
 from policy_server.onnx_engine.check import module_inputs, probe
 from policy_server.rl_module_engine import frozen_pipeline

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from policy_server import cli
-from policy_server.checkpoints import CheckpointDirectory
+from policy_server.commands.checkpoints import CheckpointDirectory
 
 ANYWHERE = ("train", "--port", "0")  # whoever uses the default port, these tests do not
 TRAIN = (*ANYWHERE, "--env", "CartPole-v1")

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from policy_server.learning_curve import draw_learning_curve
-from policy_server.progress import (
+from policy_server.commands.learning_curve import draw_learning_curve
+from policy_server.commands.progress import (
     LiveDisplay,
     PlainLines,
     Progress,

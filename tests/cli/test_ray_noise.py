@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.live import Live
 
-from policy_server.ray_noise import quiet_start
+from policy_server.commands.ray_noise import quiet_start
 
 HABITUAL = "(Runner pid=7) DeprecationWarning: `RLModule(config=[RLModuleConfig object])` has been deprecated, so\n"
 WORTH_READING = "(Runner pid=7) the disk is nearly full\n"

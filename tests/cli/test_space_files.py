@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from policy_server.space_files import SpaceFileError, read_spaces, space_from_json
+from policy_server.commands.space_files import SpaceFileError, read_spaces, space_from_json
 
 
 @pytest.mark.parametrize(

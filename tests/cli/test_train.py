@@ -18,7 +18,7 @@ import pytest
 from client_sdk.onnx_policy import OnnxPolicy
 from client_sdk.wire.faults import Reason
 from policy_server import PolicyServerConfig, cli
-from policy_server.restored import restore
+from policy_server.commands.restored import restore
 from tests.server.talk import Talker, fault_in
 
 pytestmark = pytest.mark.timeout(240)
@@ -254,7 +254,8 @@ def test_port_taken_between_the_check_and_the_binding_is_named(tmp_path):
     """The check before Ray's start is a courtesy; the binding itself decides."""
     script = """
 import sys
-from policy_server import cli, training
+from policy_server import cli
+from policy_server.commands import training
 training.check_port = lambda server: None
 sys.exit(cli.main(sys.argv[1:]))
 """

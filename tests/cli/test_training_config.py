@@ -14,7 +14,7 @@ from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from policy_server import PolicyServerConfig, PolicyServerEnvRunner
-from policy_server.training_config import (
+from policy_server.commands.training_config import (
     OptionError,
     TrainOptions,
     build_config,

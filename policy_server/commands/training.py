@@ -20,23 +20,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from policy_server.checkpoints import CheckpointDirectory
-from policy_server.config import PolicyServerConfig
-from policy_server.progress import Display, Progress, ReturnWindow, open_display, progress_of
-from policy_server.ray_noise import Noise, plain_prefixes, quiet_loggers, quiet_start
-from policy_server.training_config import (
+from policy_server.commands.checkpoints import CheckpointDirectory
+from policy_server.commands.progress import (
+    Display,
+    Progress,
+    ReturnWindow,
+    open_display,
+    progress_of,
+)
+from policy_server.commands.ray_noise import Noise, plain_prefixes, quiet_loggers, quiet_start
+from policy_server.commands.training_config import (
     OptionError,
     TrainOptions,
     build_config,
     server_config,
     server_config_of,
 )
+from policy_server.config import PolicyServerConfig
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-    from policy_server.ending import Ending
+    from policy_server.commands.ending import Ending
 
 _HISTORY = "policy_server_progress.json"
 """Beside RLlib's files in each checkpoint, so that a resumed curve continues."""
@@ -246,7 +252,7 @@ class _Run:
         picture = self._options.picture
         if picture is None:
             return
-        from policy_server.learning_curve import draw_learning_curve
+        from policy_server.commands.learning_curve import draw_learning_curve
 
         try:
             draw_learning_curve(

@@ -11,11 +11,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from policy_server.check import describe
+from policy_server.commands.check import describe
+from policy_server.commands.restored import restore
 from policy_server.onnx_engine.factory import build_onnx_factory
 from policy_server.onnx_engine.operators import NotExportableError
 from policy_server.onnx_engine.parity import ROWS, Parity, measure
-from policy_server.restored import restore
 
 if TYPE_CHECKING:
     from policy_server.learner_view import LearnerView

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from policy_server.progress import Progress
+    from policy_server.commands.progress import Progress
 
 INK = "#1f2937"
 MUTED = "#6b7280"

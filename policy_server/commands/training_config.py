@@ -21,8 +21,8 @@ import numpy as np
 
 from client_sdk.wire.faults import Fault
 from client_sdk.wire.spaces import space_to_proto
+from policy_server.commands.space_files import SpaceFileError, read_spaces
 from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
-from policy_server.space_files import SpaceFileError, read_spaces
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig

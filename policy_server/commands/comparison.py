@@ -29,7 +29,7 @@ WAYS = {
     "local": "policy server, local inference",
 }
 """Each is a program in ``examples/cartpole``, and what a table calls it."""
-EXAMPLES = Path(__file__).parents[1] / "examples" / "cartpole"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "cartpole"
 
 _ONE_TRAINING_S = 1800.0
 _END_S = 3.0
@@ -86,7 +86,7 @@ def compare(options: CompareOptions, say: Callable[[str], None] = print) -> None
     say("")
     for line in table(_rows(options, runs)):
         say(line)
-    from policy_server.comparison_picture import draw_comparison
+    from policy_server.commands.comparison_picture import draw_comparison
 
     picture = options.out / "comparison.png"
     draw_comparison(picture, runs, {way: WAYS[way] for way in options.ways}, options.stop_return)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server import learning_curve as style
+from policy_server.commands import learning_curve as style
 
 _COLORS = ("#6b7280", "#7c3aed", "#0f766e", "#2563eb")
 _POINTS = 200

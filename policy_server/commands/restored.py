@@ -24,7 +24,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
-from policy_server.checkpoints import LATEST
+from policy_server.commands.checkpoints import LATEST
 from policy_server.learner_view import use_exact_filters
 
 _MARK: Final = "rllib_checkpoint.json"

@@ -17,9 +17,9 @@ from client_sdk.option_types import (
     positive_seconds,
     whole_number,
 )
-from policy_server.comparison import WAYS
+from policy_server.commands.comparison import WAYS
+from policy_server.commands.training_config import ALGORITHMS
 from policy_server.config import PolicyServerConfig
-from policy_server.training_config import ALGORITHMS
 
 _EXIT_CODES = """\
 exit codes:
