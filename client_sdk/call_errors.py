@@ -87,7 +87,8 @@ def error_of_status(
         return LimitExceededError(f"{text}. What it receives is limited by its max_message_bytes")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return IncompatibleProtocolError(
-            f"whatever answers there does not offer this service: {text}"
+            f"whatever answers there does not offer this service ({text.rstrip('!')}). Check host and "
+            "port: a policy server and a host of environments are not the same"
         )
     return ServerError(f"{code.name}: {text}")
 
