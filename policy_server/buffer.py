@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Literal
 
 from policy_server.experience import Chunk, EpisodeIdentity
+from policy_server.ledger import Ledger
 
 _CUT_WAIT_S = 1.0
 """How long ``collect`` waits for the loop to cut running episodes; a healthy loop needs 1 ms."""
@@ -28,40 +29,6 @@ _REST_PART = 0.15
 _MAX_KEPT_ENDS = 1000
 """Chunks without steps, which only report an end, that are kept at least; at most twice as many.
 They never make the buffer full, so this bounds it while no ``sample()`` comes."""
-
-
-class Ledger:
-    """Where every step went: received = delivered + discarded + held.
-
-    Attributes:
-        received: Steps that came in from clients. Loop thread only; the rest is for any thread.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._lock = threading.Lock()
-        self._delivered = 0
-        self._discarded: Counter[str] = Counter()
-
-    def deliver(self, steps: int) -> None:
-        """Steps were handed to RLlib."""
-        with self._lock:
-            self._delivered += steps
-
-    def discard(self, reason: str, steps: int) -> None:
-        """Steps will never reach the learner."""
-        if steps:
-            with self._lock:
-                self._discarded[reason] += steps
-
-    def snapshot(self) -> dict[str, int]:
-        """``received``, ``delivered`` and ``discarded_REASON``, of one moment."""
-        with self._lock:
-            return {
-                "received": self.received,
-                "delivered": self._delivered,
-                **{f"discarded_{reason}": n for reason, n in self._discarded.items()},
-            }
 
 
 class _Demand:
@@ -127,8 +94,8 @@ class ExperienceBuffer:
 
         Returns:
             Chunks of about ``steps`` steps in all, never more than twice as many unless episodes
-            must stay whole. Neither delivered nor
-            discarded yet in the ledger. Also chunks without steps, which only report an end.
+            must stay whole; in the ledger they are neither delivered nor discarded yet. Also chunks
+            without steps, which only report an end.
         """
         begin = time.monotonic()
         demand = _Demand(max(1, steps))

@@ -14,12 +14,12 @@ from typing import Any
 import gymnasium as gym
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from policy_server.buffer import Ledger
 from policy_server.callbacks import Callbacks
 from policy_server.chunk_columns import ColumnMaker, GatheredRows, joined
 from policy_server.episode_builder import EpisodeBuilder, EpisodeMemory
 from policy_server.experience import Chunk, EpisodeEnd
 from policy_server.learner_view import LearnerViews
+from policy_server.ledger import Ledger
 from policy_server.observation_counter import ObservationCounter
 
 _logger = logging.getLogger(__name__)

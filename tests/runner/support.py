@@ -16,11 +16,11 @@ from client_sdk.config import Timeouts
 from client_sdk.errors import PolicyClientError
 from client_sdk.wire.batches import SpaceCodec
 from policy_server import PolicyServerConfig, PolicyServerEnvRunner
-from policy_server.buffer import Ledger
 from policy_server.callbacks import Callbacks
 from policy_server.experience import Chunk, EpisodeEnd, EpisodeIdentity, InferredBatch
 from policy_server.handover import HandOver
 from policy_server.learner_view import LearnerView, LearnerViews, use_exact_filters
+from policy_server.ledger import Ledger
 
 OBSERVATIONS = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTIONS = gym.spaces.Discrete(3)
