@@ -59,8 +59,9 @@ def _train(options: argparse.Namespace, ending: Ending) -> int:
     except InvalidValueError as error:
         options.parser.error(" ".join(str(error).split()))
     # Only now: these import what may be missing.
-    from policy_server.commands.training import PortInUseError, TrainingError, train
+    from policy_server.commands.training import train
     from policy_server.commands.training_config import OptionError, TrainOptions
+    from policy_server.commands.training_errors import PortInUseError, TrainingError
 
     try:
         return train(

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import time
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from policy_server.commands.checkpoints import CheckpointDirectory
 from policy_server.commands.progress import (
@@ -28,13 +24,22 @@ from policy_server.commands.progress import (
     open_display,
     progress_of,
 )
-from policy_server.commands.ray_noise import Noise, plain_prefixes, quiet_loggers, quiet_start
+from policy_server.commands.ray_life import CLUSTER, import_ray, running_ray
+from policy_server.commands.ray_noise import Noise, quiet_start
 from policy_server.commands.training_config import (
     OptionError,
     TrainOptions,
     build_config,
     server_config,
     server_config_of,
+)
+from policy_server.commands.training_errors import (
+    Overheard,
+    PortInUseError,
+    TrainingError,
+    explained,
+    one_line,
+    told,
 )
 from policy_server.config import PolicyServerConfig
 
@@ -46,22 +51,10 @@ if TYPE_CHECKING:
 
 _HISTORY = "policy_server_progress.json"
 """Beside RLlib's files in each checkpoint, so that a resumed curve continues."""
-_CLUSTER = "RAY_ADDRESS"
-"""Environment variable that names a running Ray cluster to use, as Ray itself reads it."""
-_NATIVE_HANDLER = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
-"""Environment variable that Ray reads once, when it is imported."""
 _STOP_TIMEOUT_S = 3.0
 """For runners to drain; whoever takes longer is killed."""
 
 logger = logging.getLogger(__name__)
-
-
-class PortInUseError(RuntimeError):
-    """Nothing can listen there; the message names host and port."""
-
-
-class TrainingError(RuntimeError):
-    """RLlib refused, or the training broke; the message is one line."""
 
 
 def train(options: TrainOptions, ending: Ending) -> int:
@@ -83,14 +76,14 @@ def train(options: TrainOptions, ending: Ending) -> int:
     # Before paying for Ray's imports and start; the server checks again when it binds.
     if options.config is None:
         check_port(server_config(options))
-    _import_ray()
+    import_ray()
     config = build_config(options)
     if options.config is not None:
         check_port(server_config_of(config))
     run = _Run(options, config)
     with open_display(options.title, options.stop_return, quiet=options.quiet) as display:
         try:
-            with _ray(config, ending):
+            with running_ray(config, ending, logging.DEBUG if _debugging() else logging.ERROR):
                 run.start(display)
                 run.learn(display)
         except KeyboardInterrupt:
@@ -102,7 +95,7 @@ def train(options: TrainOptions, ending: Ending) -> int:
 
 def check_port(server: PolicyServerConfig) -> None:
     """Raise PortInUseError where the server could not listen, as far as this machine can tell."""
-    if os.environ.get(_CLUSTER):  # the runner may live on another machine
+    if os.environ.get(CLUSTER):  # the runner may live on another machine
         return
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -115,50 +108,6 @@ def check_port(server: PolicyServerConfig) -> None:
                 f"cannot listen on {server.host}:{server.port}: {os.strerror(error.errno or 0)}. "
                 "Choose another --port, or 0 for a free one"
             ) from error
-
-
-def _import_ray() -> None:
-    """Import Ray so that a signal in this process stays ours.
-
-    Its native handler would answer SIGTERM with a stack dump and abort the process. Tracebacks of
-    native crashes still come, from Python's faulthandler; Ray's other processes keep theirs.
-    """
-    before = os.environ.get(_NATIVE_HANDLER)
-    os.environ[_NATIVE_HANDLER] = "1"
-    try:
-        importlib.import_module("ray")
-    finally:
-        if before is None:
-            del os.environ[_NATIVE_HANDLER]
-        else:
-            os.environ[_NATIVE_HANDLER] = before
-
-
-@contextlib.contextmanager
-def _ray(config: AlgorithmConfig, ending: Ending) -> Iterator[None]:
-    """Ray, ours unless one is running; it ends with the context."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    plain_prefixes()
-    import ray
-
-    level = logging.DEBUG if _debugging() else logging.ERROR
-    config.debugging(log_level=logging.getLevelName(level))
-    try:
-        with ending.at_once():
-            if os.environ.get(_CLUSTER):
-                ray.init(logging_level=level)
-            else:
-                ray.init(
-                    # One for each runner, and a spare one: they wait more than they compute.
-                    num_cpus=max(os.cpu_count() or 1, config.num_env_runners + 1),
-                    include_dashboard=False,
-                    logging_level=level,
-                )
-        quiet_loggers(level)
-        yield
-    finally:
-        ray.shutdown()
-        ending.install()
 
 
 class _Run:
@@ -193,13 +142,13 @@ class _Run:
             _await_checkpoint(self._config)
         _leave_a_core_to_the_server()
         quiet = contextlib.nullcontext(Noise()) if _debugging() else quiet_start()
-        with _Overheard() as overheard, quiet as noise:
+        with Overheard() as overheard, quiet as noise:
             try:
                 self._algo = algo = self._config.build_algo()
             except Exception as error:
                 # The tracebacks of three processes say no more than this line.
                 noise.wanted = not overheard.text
-                raise _explained(error, overheard.text) from error
+                raise explained(error, overheard.text) from error
         if latest is not None:
             self._restore(algo, latest)
         for address, engine in _servers(algo):
@@ -230,7 +179,7 @@ class _Run:
                 logger.debug("train() failed", exc_info=error)
                 iteration = before.iteration + 1 if before else 1
                 raise TrainingError(
-                    f"iteration {iteration} failed: {_told(error)} (--debug shows more)"
+                    f"iteration {iteration} failed: {told(error)} (--debug shows more)"
                 ) from error
             wall_s += time.monotonic() - began
             before = progress_of(result, before, wall_s, returns)
@@ -284,7 +233,7 @@ class _Run:
         try:
             self._checkpoint = self._checkpoints.write(iteration, save)
         except Exception as error:  # a full disk must not cost the training
-            message = f"checkpoint {iteration} not written: {_one_line(error)}"
+            message = f"checkpoint {iteration} not written: {one_line(error)}"
             if last:
                 raise TrainingError(message) from error
             display.say(f"{message}; training goes on, the checkpoint before it is intact")
@@ -294,7 +243,7 @@ class _Run:
             algo.restore_from_path(latest.absolute())
             history = json.loads((latest / _HISTORY).read_text(encoding="utf-8"))
         except Exception as error:
-            raise TrainingError(f"cannot resume from {latest}: {_one_line(error)}") from error
+            raise TrainingError(f"cannot resume from {latest}: {one_line(error)}") from error
         self._history = [Progress(**values) for values in history]
         self._checkpoint = latest
         # The restored state may be dropped on its way to a busy runner: weights go once more.
@@ -348,54 +297,4 @@ def _stop(algo: Algorithm) -> None:
             timeout_seconds=_STOP_TIMEOUT_S,
         )
     except Exception as error:
-        logger.warning("the env runners did not stop in order: %s", _one_line(error))
-
-
-class _Overheard(logging.Handler):
-    """What RLlib logs of a runner that did not start: its exception says only that none did."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
-        self.text += f"{record.getMessage()}\n"
-
-    def __enter__(self) -> Self:
-        logging.getLogger("ray.rllib").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("ray.rllib").removeHandler(self)
-
-
-def _explained(error: Exception, overheard: str) -> Exception:
-    """What stands behind RLlib's refusal to build, in one line."""
-    lines = [line.strip() for line in f"{overheard}\n{error}".splitlines()]
-    for line in lines:
-        if "cannot listen on" in line:
-            return PortInUseError(line[line.index("cannot listen on") :])
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    logger.debug("build_algo failed", exc_info=error)
-    # The last line of a remote traceback that names an exception; else what RLlib raised.
-    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    reason = named[-1] if overheard and named else _one_line(cause)
-    return TrainingError(f"RLlib cannot build the algorithm: {reason} (--debug shows more)")
-
-
-def _told(error: BaseException) -> str:
-    """What stands behind an exception, and where it was raised, in one line."""
-    # Ray keeps the cause of a remote failure in an attribute of its own.
-    while isinstance(cause := error.__cause__ or getattr(error, "cause", None), BaseException):
-        error = cause
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" in {frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return f"{_one_line(error)}{where}"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        logger.warning("the env runners did not stop in order: %s", one_line(error))
