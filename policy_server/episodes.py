@@ -113,7 +113,7 @@ class EpisodeBook:
         else:
             self._store.announced -= 1
         options = options or announced or DEFAULT_OPTIONS
-        episode = self.running[number] = Episode(self, number, options, self._store.clock())
+        episode = self.running[number] = Episode(number, options, self._store.clock())
         self._store.count_open(1)
         return episode
 
@@ -287,8 +287,10 @@ class EpisodeStore:
     def abandon(self, track: AgentTrack) -> None:
         """Learn nothing more from an agent's episode, and refuse its further rows."""
         episode = track.episode
-        if episode.book.running.get(episode.number) is episode:
-            episode.book.end(track, track.step, ABANDONED, 0.0, None)
+        for book in self._books:
+            if book.running.get(episode.number) is episode:
+                book.end(track, track.step, ABANDONED, 0.0, None)
+                return
 
     def cut(self, track: AgentTrack) -> None:
         """Its next action comes from another policy, and a chunk holds one: hand in what there is."""

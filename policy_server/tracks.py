@@ -22,7 +22,6 @@ from policy_server.experience import (
 if TYPE_CHECKING:
     from client_sdk.wire.batches import Columns
     from client_sdk.wire.faults import Fault
-    from policy_server.episodes import EpisodeBook
 
 RUNNING, TERMINATED, TRUNCATED, ABANDONED = 1, 2, 3, 4
 """``StepStatus`` of the contract; 0, unspecified, is read as running."""
@@ -185,12 +184,9 @@ class AgentTrack(RowContext):
 class Episode:
     """One run from reset to end, of one or several agents."""
 
-    __slots__ = ("begin_s", "book", "length", "metrics", "number", "options", "return_", "tracks")
+    __slots__ = ("begin_s", "length", "metrics", "number", "options", "return_", "tracks")
 
-    def __init__(
-        self, book: EpisodeBook, number: int, options: EpisodeOptions, now_s: float
-    ) -> None:
-        self.book = book
+    def __init__(self, number: int, options: EpisodeOptions, now_s: float) -> None:
         self.number = number
         self.options = options
         self.begin_s = now_s
