@@ -36,7 +36,7 @@ def is_even(ledger):
 @pytest.mark.parametrize("when_full", ["wait", "discard"])
 def test_exported_ledger_is_even_whoever_is_killed_meanwhile(when_full):
     luck = random.Random(5)
-    config = ppo_config({"while_learning": "serve", "lease_s": 0.4, "when_full": when_full})
+    config = ppo_config({"while_learning": "serve", "lease_s": 1.0, "when_full": when_full})
     config.environment(observation_space=CARTPOLE_OBSERVATIONS)
     ledgers, sampled, results = [], 0, Results()
     with running(config) as runner, contextlib.ExitStack() as stack:

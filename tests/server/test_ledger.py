@@ -54,7 +54,7 @@ def test_nothing_is_lost_or_doubled_when_clients_are_killed_at_random(when_full)
                 server.buffer.ledger.deliver(chunk.steps)
 
     with (
-        serving(lease_s=0.4, capacity_steps=300, when_full=when_full) as server,
+        serving(lease_s=1.0, capacity_steps=300, when_full=when_full) as server,
         contextlib.ExitStack() as stack,
     ):
         clients = []
