@@ -44,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 level=logging.DEBUG if options.debug else logging.WARNING,
                 format="%(levelname)s %(name)s: %(message)s",
             )
-            return int(options.run(options, ending))
+            code = int(options.run(options, ending))
         except KeyboardInterrupt:
-            return ending.exit_code
+            code = ending.exit_code
+    ending.leave(code)
+    return code
 
 
 def _train(options: argparse.Namespace, ending: Ending) -> int:

@@ -77,6 +77,17 @@ class Ending:
             signal.signal(number, handler if self.signal is None else signal.SIG_IGN)
         os.close(self._writer)  # lets the watcher go, which closes the other end
 
+    def leave(self, code: int) -> None:
+        """End the process with that code, if a signal came; all is cleaned up and said.
+
+        The interpreter's own end has no bound, for the watcher stops with it: where much is loaded
+        and the machine is busy, it takes seconds.
+        """
+        if self.signal is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
     def install(self) -> None:
         """Take the signals (again), from whoever has taken them meanwhile."""
         for number in SIGNALS:

@@ -20,6 +20,19 @@ with Ending() as ending:
         print("cleaned up", flush=True)
 sys.exit(ending.exit_code)
 """
+# As slow as an interpreter with much to tear down.
+ENDS_SLOWLY = """
+import atexit, threading
+from policy_server.commands.ending import Ending
+atexit.register(threading.Event().wait, 60)
+with Ending(grace_s=60) as ending:
+    try:
+        print("ready", flush=True)
+        threading.Event().wait(60)
+    except KeyboardInterrupt:
+        print("cleaned up")
+ending.leave(ending.exit_code)
+"""
 # Native code that lets other threads run, but takes minutes to come back to the interpreter.
 STUCK = """
 import hashlib
@@ -122,6 +135,11 @@ def test_signal_lets_the_process_clean_up(number):
     code, out, _ = run(WAITS, number)
     assert out == "cleaned up\n"
     assert code == 128 + number
+
+
+def test_the_end_of_the_interpreter_is_not_waited_for():
+    code, out, _ = run(ENDS_SLOWLY, signal.SIGTERM)
+    assert (code, out) == (143, "cleaned up\n")
 
 
 def test_second_signal_does_not_disturb_the_cleaning_up():
