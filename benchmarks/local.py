@@ -112,7 +112,7 @@ def latencies(client: PolicyClient, calls: int) -> tuple[float, float]:
     from client_sdk.onnx_policy import OnnxPolicy
 
     observation = np.zeros(4, np.float32)
-    policy = client._actor._steps.uploader.policy  # type: ignore[attr-defined]
+    policy = client._actor._steps._feed.policy  # type: ignore[attr-defined]
     loaded = policy._onnx
     assert isinstance(loaded, OnnxPolicy)
     feeds = {each.name: observation[None] for each in loaded.spec.inputs}
