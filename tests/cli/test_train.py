@@ -250,6 +250,7 @@ def test_a_learner_that_fails_is_told_in_one_line_and_simulators_are_released():
     assert "Traceback" not in "\n".join(run.lines)
 
 
+@pytest.mark.slow
 def test_port_taken_between_the_check_and_the_binding_is_named(tmp_path):
     """The check before Ray's start is a courtesy; the binding itself decides."""
     script = """
