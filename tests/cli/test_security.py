@@ -15,6 +15,7 @@ TRUST = "unable to get local issuer certificate"
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_training_under_tls_admits_who_shows_everything_and_tells_the_others(
     tmp_path, capsys, monkeypatch
 ):

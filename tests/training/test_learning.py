@@ -17,10 +17,12 @@ from tests.training.support import (
     train_until,
 )
 
+INFERENCE = pytest.mark.parametrize("inference", ["remote", "local"])
+
 
 @pytest.mark.learning
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("inference", ["remote", "local"])
+@INFERENCE
 def test_ppo_learns_from_simulators(ray_session, inference):
     config = over_cartpole(PPOConfig(), num_env_runners=1)
     config.training(
@@ -36,9 +38,10 @@ def test_ppo_learns_from_simulators(ray_session, inference):
     assert server["incidents"] == server["handover_errors"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.learning
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("inference", ["remote", pytest.param("local", marks=pytest.mark.slow)])
+@INFERENCE
 def test_dqn_learns_from_simulators(ray_session, inference):
     config = over_cartpole(DQNConfig(), num_env_runners=0)
     config.training(
