@@ -5,6 +5,7 @@ Immutable once built; any thread.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,10 +19,11 @@ class FixedLayout:
     through them field by field costs more than all else that a step of an environment needs.
 
     Attributes:
+        size: Of every such message, in bytes.
         offsets: Where each value begins.
     """
 
-    __slots__ = ("_fixed", "_order", "_size", "offsets")
+    __slots__ = ("_fixed", "_fixed_in", "_order", "offsets", "size")
 
     def __init__(self, message: Message, variants: Sequence[Message], sizes: Sequence[int]) -> None:
         """Find the places.
@@ -37,7 +39,7 @@ class FixedLayout:
         """
         # Deterministic: else the entries of a map come in any order.
         data = message.SerializeToString(deterministic=True)
-        self._size = len(data)
+        self.size = len(data)
         self.offsets = tuple(
             _place(data, variant.SerializeToString(deterministic=True), size)
             for variant, size in zip(variants, sizes, strict=True)
@@ -45,23 +47,27 @@ class FixedLayout:
         self._order = sorted(range(len(sizes)), key=self.offsets.__getitem__)
         starts = [self.offsets[value] for value in self._order]
         stops = [self.offsets[value] + sizes[value] for value in self._order]
-        self._fixed = tuple(
-            (start, stop, data[start:stop])
-            for start, stop in zip((0, *stops), (*starts, self._size), strict=True)
-        )
+        gaps = list(zip((0, *stops), (*starts, self.size), strict=True))
+        self._fixed = tuple(data[start:stop] for start, stop in gaps)
+        # Takes all that is fixed at once: piece by piece would cost as much as parsing.
+        values = [f"{sizes[value]}x" for value in self._order]
+        self._fixed_in = struct.Struct(
+            "".join(
+                f"{stop - start}s{value}"
+                for (start, stop), value in zip(gaps, [*values, ""], strict=True)
+            )
+        ).unpack
 
     def join(self, values: Sequence[bytes | memoryview]) -> bytes:
         """The serialized message with these values, each of its size."""
-        parts: list[bytes | memoryview] = [self._fixed[0][2]]
-        for value, (_, _, fixed) in zip(self._order, self._fixed[1:], strict=True):
+        parts: list[bytes | memoryview] = [self._fixed[0]]
+        for value, fixed in zip(self._order, self._fixed[1:], strict=True):
             parts += values[value], fixed
         return b"".join(parts)
 
     def fits(self, data: bytes) -> bool:
         """Whether that is such a message, with values at ``offsets``."""
-        if len(data) != self._size:
-            return False
-        return all(data[start:stop] == fixed for start, stop, fixed in self._fixed)
+        return len(data) == self.size and self._fixed_in(data) == self._fixed
 
 
 def _place(data: bytes, variant: bytes, size: int) -> int:
