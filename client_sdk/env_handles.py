@@ -36,6 +36,8 @@ class EnvHandle:
         hosted: What is hosted. Its thread only, but for what says otherwise.
         steps: How its steps are written and read.
         size: How many environments count against the host's limit.
+        post: As ``EnvThread.post``: for the Drive that is attached.
+        settle: As ``EnvThread.settle``.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class EnvHandle:
         self._finished = threading.Event()
         self._taps: list[FrameTap] = []
         self._thread = EnvThread(f"environment-{number}")
+        self.post = self._thread.post
+        self.settle = self._thread.settle
         try:
             self.hosted: HostedEnv = self._thread.call(lambda: HostedEnv(make, num_envs))
             self.steps = self.hosted.messages(self.id)
@@ -77,27 +81,26 @@ class EnvHandle:
         return self._closed.is_set()
 
     def attach(self) -> None:
-        """Begin a Drive.
+        """Begin a Drive: from now on nobody else resets or steps.
 
         Raises:
             Fault: STEP_OUT_OF_ORDER; another client drives it.
         """
-        self._enter(driving=False)
+        self._enter()
         self._driven = True
         self._leave()
 
-    def play(self, call: Callable[[HostedEnv], _T], *, driving: bool = False) -> _T:
-        """Reset or step; one at a time.
+    def play(self, call: Callable[[HostedEnv], _T]) -> _T:
+        """Reset or step, where no Drive is attached; one at a time.
 
         Args:
             call: Runs in the environment's thread.
-            driving: From the Drive that is attached.
 
         Raises:
             Fault: STEP_OUT_OF_ORDER, another call is under way; UNKNOWN_ENVIRONMENT, it is closed;
                 and what ``call`` raises.
         """
-        self._enter(driving=driving)
+        self._enter()
         try:
             return self._thread.call(lambda: self._then_show(call))
         finally:
@@ -106,7 +109,7 @@ class EnvHandle:
     def render(self, index: int) -> NDArray[np.uint8]:
         """What an environment looks like, once the step under way is over."""
         self._check_open()
-        frame = self._thread.call(lambda: self._alive(lambda hosted: hosted.render(index)))
+        frame = self._thread.call(lambda: self.alive(lambda hosted: hosted.render(index)))
         self._renew()
         return frame
 
@@ -156,12 +159,12 @@ class EnvHandle:
         """Whether the environments are closed, after so long at most."""
         return self._finished.wait(timeout_s)
 
-    def _enter(self, *, driving: bool) -> None:
-        """One call at a time, and none beside a Drive but its own."""
+    def _enter(self) -> None:
+        """One call at a time, and none beside a Drive."""
         self._check_open()
         if not self._busy.acquire(blocking=False):
             raise _busy("another call is under way for")
-        if self._driven and not driving:
+        if self._driven:
             self._busy.release()
             raise _busy("another client drives")
 
@@ -178,7 +181,12 @@ class EnvHandle:
 
     # The environment's thread.
 
-    def _alive(self, call: Callable[[HostedEnv], _T]) -> _T:
+    def alive(self, call: Callable[[HostedEnv], _T]) -> _T:
+        """What comes of that call; the end of the environments, where it is their failure.
+
+        Raises:
+            Fault: UNKNOWN_ENVIRONMENT, they are closed; and what ``call`` raises.
+        """
         self._check_open()
         try:
             return call(self.hosted)
@@ -189,10 +197,14 @@ class EnvHandle:
             self.close()
             raise
 
-    def _then_show(self, call: Callable[[HostedEnv], _T]) -> _T:
-        result = self._alive(call)
-        if self._taps:
+    def show(self) -> None:
+        """Offer a frame to whoever watches and is due one."""
+        if self._taps and not self._closed.is_set():
             self._show([tap for tap in self._taps if tap.due()])
+
+    def _then_show(self, call: Callable[[HostedEnv], _T]) -> _T:
+        result = self.alive(call)
+        self.show()
         return result
 
     def _show(self, taps: list[FrameTap]) -> None:

@@ -7,21 +7,21 @@ are parsed here rather than by gRPC, so that garbage gets an answer that says so
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
+from client_sdk.env_drive import EnvDrive
+from client_sdk.env_faults import as_fault, parse
 from client_sdk.env_handles import EnvHandle
 from client_sdk.env_registry import EnvRegistry
 from client_sdk.env_source import EnvSource
 from client_sdk.frame_tap import FrameTap
 from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import Columns
 from client_sdk.wire.faults import ERROR_TRAILER, Fault, Reason
 from client_sdk.wire.spaces import space_to_proto
 from client_sdk.wire.structs import dict_of_struct, fill_struct_leniently
@@ -30,6 +30,8 @@ from client_sdk.wire.tensors import tensor_to_proto
 logger = logging.getLogger(__name__)
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EnvService"].full_name
+
+_DRIVE = f"/{SERVICE_NAME}/Drive"
 
 _WATCH_WAIT_S = 1.0
 """Between two looks whether a watcher that waits for an environment is still there."""
@@ -52,17 +54,16 @@ class EnvService:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to register with a gRPC server of threads."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE_NAME,
+        return _Methods(
             {
                 "Make": _unary(pb.MakeRequest, self._make),
                 "Reset": _unary(pb.ResetRequest, self._reset),
                 "Step": _unary(pb.StepRequest, self._step),
-                "Drive": grpc.stream_stream_rpc_method_handler(self._drive),
                 "Render": _unary(pb.RenderRequest, self._render),
                 "StreamFrames": grpc.unary_stream_rpc_method_handler(self._stream_frames),
                 "Close": _unary(pb.CloseRequest, self._close),
             },
+            self._registry,
         )
 
     def _make(self, request: pb.MakeRequest) -> pb.MakeResponse:
@@ -107,13 +108,6 @@ class EnvService:
         handle.play(lambda hosted: handle.steps.fill(response, hosted.step(actions)))
         return response
 
-    def _drive(self, requests: Iterator[bytes], context: _Context) -> Iterator[bytes]:
-        drive = _Drive(self._registry)
-        if not context.add_callback(drive.end):
-            return
-        for data in requests:
-            yield drive.answer(data)
-
     def _render(self, request: pb.RenderRequest) -> pb.RenderResponse:
         response = pb.RenderResponse()
         frame = self._registry.find(request.env_handle).render(request.env_index)
@@ -132,7 +126,7 @@ class EnvService:
                 ),
             )
         try:
-            request = _parse(pb.StreamFramesRequest, data)
+            request = parse(pb.StreamFramesRequest, data)
             for handle in self._handles_to_watch(request.env_handle, context):
                 tap = FrameTap(request.env_index, request.max_frames_per_second)
                 if not context.add_callback(tap.end):
@@ -165,62 +159,19 @@ class EnvService:
         return pb.CloseResponse()
 
 
-class _Drive:
-    """One stream of resets and steps, and the handle that it is for."""
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
+    """Finds the handler of a call. That of a Drive is for one stream alone."""
 
-    def __init__(self, registry: EnvRegistry) -> None:
+    def __init__(
+        self, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]], registry: EnvRegistry
+    ) -> None:
+        self._handlers = {f"/{SERVICE_NAME}/{name}": each for name, each in handlers.items()}
         self._registry = registry
-        self._handle: EnvHandle | None = None
-        self._ended = False
 
-    def answer(self, data: bytes) -> bytes:
-        """The answer to one request; a refusal is one."""
-        try:
-            handle = self._handle
-            if handle is not None and (actions := handle.steps.read_request(data)) is not None:
-                return self._step(handle, actions)
-            return self._do(_parse(pb.DriveRequest, data))
-        except Exception as error:  # told to the client, and logged
-            fault = _as_fault(error, "a Drive failed")
-            return pb.DriveResponse(error=fault.to_detail()).SerializeToString()
-
-    def _do(self, request: pb.DriveRequest) -> bytes:
-        if request.HasField("step"):
-            handle = self._handle_of(request.step.env_handle)
-            return self._step(handle, handle.hosted.actions_in(request.step.actions))
-        if request.HasField("reset"):
-            reset, response = request.reset, pb.DriveResponse()
-            response.reset.SetInParent()  # else an empty Dict as observation would be no answer
-            self._handle_of(reset.env_handle).play(
-                lambda hosted: hosted.reset(reset, response.reset), driving=True
-            )
-            return response.SerializeToString()
-        raise Fault(Reason.MALFORMED_TENSOR, "expected a reset or a step, got neither", "request")
-
-    @staticmethod
-    def _step(handle: EnvHandle, actions: Columns) -> bytes:
-        return handle.play(lambda hosted: handle.steps.answer(hosted.step(actions)), driving=True)
-
-    def _handle_of(self, handle_id: str) -> EnvHandle:
-        if self._handle is None:
-            handle = self._registry.find(handle_id)
-            handle.attach()
-            self._handle = handle
-            if self._ended:
-                self._registry.close(handle.id)
-        elif handle_id not in ("", self._handle.id):
-            raise Fault(
-                Reason.STEP_OUT_OF_ORDER,
-                "expected the handle that this Drive began with: one Drive per handle",
-                "env_handle",
-            )
-        return self._handle
-
-    def end(self) -> None:
-        """The stream is over, and its environments with it. Any thread."""
-        self._ended = True
-        if self._handle is not None:
-            self._registry.close(self._handle.id)
+    def service(self, handler_call_details: Any) -> Any:
+        if handler_call_details.method == _DRIVE:
+            return EnvDrive(self._registry).handler()
+        return self._handlers.get(handler_call_details.method)
 
 
 def _unary(
@@ -228,28 +179,11 @@ def _unary(
 ) -> grpc.RpcMethodHandler[Any, Any]:
     def handle(data: bytes, context: _Context) -> bytes:
         try:
-            return call(_parse(kind, data)).SerializeToString()
+            return call(parse(kind, data)).SerializeToString()
         except Exception as error:  # told to the client, and logged
-            _abort(context, _as_fault(error, f"{kind.__name__} failed"))
+            _abort(context, as_fault(error, f"{kind.__name__} failed"))
 
     return grpc.unary_unary_rpc_method_handler(handle)
-
-
-def _parse(kind: type[_MessageT], data: bytes) -> _MessageT:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise Fault(
-            Reason.MALFORMED_TENSOR, f"these {len(data)} bytes are no {kind.__name__}: {error}"
-        ) from error
-
-
-def _as_fault(error: Exception, what: str) -> Fault:
-    if isinstance(error, Fault):
-        return error
-    incident_id = secrets.token_hex(4)
-    logger.error("incident %s: %s", incident_id, what, exc_info=error)
-    return Fault(Reason.INTERNAL, f"internal error; the host's log knows it as {incident_id}")
 
 
 def _abort(context: _Context, fault: Fault) -> NoReturn:

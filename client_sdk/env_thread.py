@@ -18,11 +18,15 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _Outbox = queue.SimpleQueue[Any]
-_Work = tuple[Callable[[], Any], "_Outbox | None"]
+_Work = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class EnvThread:
-    """Runs one call after the other, in a thread of its own that keeps no process alive."""
+    """Runs one call after the other, in a thread of its own that keeps no process alive.
+
+    What is still to run when it ends runs all the same, in whichever thread finds it: calls have to
+    look whether there is an environment left.
+    """
 
     def __init__(self, name: str) -> None:
         self._inbox: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
@@ -42,9 +46,8 @@ class EnvThread:
         try:
             if self._abandoned:
                 raise host_stopping()
-            self._inbox.put((function, outbox))
-            if self._ended:  # nobody may ever look into the inbox again
-                outbox.put(unknown_handle())
+            self.post(_call, function, outbox)
+            self.settle()
             result = outbox.get()
         finally:
             self._waiting.discard(outbox)
@@ -52,9 +55,20 @@ class EnvThread:
             raise result
         return cast("_T", result)
 
-    def post(self, function: Callable[[], object]) -> None:
-        """Run it there, some time; nobody waits."""
-        self._inbox.put((function, None))
+    def post(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Run it there, some time; it must not raise. Never blocks.
+
+        Whoever waits for what comes of it calls ``settle`` in between.
+        """
+        self._inbox.put((function, arguments))
+
+    def settle(self) -> None:
+        """Run what was posted after the end: nobody else would."""
+        if not self._ended:
+            return
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._do(self._inbox.get_nowait())
 
     def end(self) -> None:
         """No more calls after those that are there."""
@@ -68,24 +82,30 @@ class EnvThread:
 
     def _run(self) -> None:
         for work in iter(self._inbox.get, None):
-            function, outbox = work
-            result: Any
-            try:
-                result = function()
-            except BaseException as error:  # whoever waits is told; this thread goes on
-                result = error
-                if outbox is None:
-                    logger.exception("an environment's thread met an error nobody waits for")
-            if outbox is not None:
-                outbox.put(result)
-            # Else the last result would stay alive until the next call.
-            del work, function, outbox, result
+            self._do(work)
+            # Else what it holds would stay alive until the next call.
+            del work
         self._ended = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                late = self._inbox.get_nowait()
-                if late is not None and late[1] is not None:
-                    late[1].put(unknown_handle())
+        self.settle()
+
+    @staticmethod
+    def _do(work: _Work | None) -> None:
+        if work is None:
+            return
+        function, arguments = work
+        try:
+            function(*arguments)
+        except BaseException:  # this thread goes on
+            logger.exception("an environment's thread met an error nobody waits for")
+
+
+def _call(function: Callable[[], object], outbox: _Outbox) -> None:
+    result: object
+    try:
+        result = function()
+    except BaseException as error:  # whoever waits is told
+        result = error
+    outbox.put(result)
 
 
 def host_stopping() -> Fault:
