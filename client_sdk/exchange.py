@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 from google.protobuf.message import DecodeError
 
+from client_sdk.answers import AnswerReader, leading_number
 from client_sdk.errors import (
     BatchError,
     InternalServerError,
@@ -36,6 +37,8 @@ class Exchange(Handshake):
     """Of the session."""
     _encode: Callable[[Pending], bytes]
     """Its ``encode``, looked up once: each step needs it."""
+    _reader: AnswerReader
+    """Likewise of the session: another server may answer in other words."""
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Exchange(Handshake):
             self._limit_bytes = self.opened.max_message_bytes
             self._requests = RowRequests(self.opened.id, self.observation_codec, self.action_codec)
             self._encode = self._requests.encode
+            self._reader = AnswerReader(self.action_codec)
         self.session_lost = False
         if previous is not None and previous.id != response.session_id:
             self.logged_actions_welcome = False
@@ -155,6 +159,19 @@ class Exchange(Handshake):
         Raises:
             InternalServerError: It is no answer of the contract.
         """
+        number, start = leading_number(data)
+        pending = self.pending.get(number)
+        if pending is not None:
+            found = self._reader.read(data, start, len(pending.rows.episodes))
+            if found is not None:
+                pending.actions, version = found
+                if version:
+                    self.policy_version = version
+                self._finish(pending)
+                return pending
+        return self._take_parsed(data)
+
+    def _take_parsed(self, data: bytes) -> Pending | None:
         try:
             response = pb.StreamActResponse.FromString(data)
         except DecodeError as error:
@@ -165,6 +182,9 @@ class Exchange(Handshake):
         groups = response.act.groups
         if len(groups) == 1:
             self._answered(pending, groups[0])
+            if pending.actions is not None and pending.faults is None:
+                n = len(pending.rows.episodes)
+                self._reader.learn(data, n, groups[0].policy_version)
         elif response.HasField("error"):
             failure = Fault.from_detail(response.error)
             if failure.reason is Reason.UNKNOWN_SESSION:

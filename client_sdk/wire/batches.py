@@ -6,7 +6,8 @@ application's door. Immutable once built; any thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -135,10 +136,23 @@ class SpaceCodec:
 
     def from_bytes(self, data: bytes, offsets: Sequence[int], n: int) -> Columns:
         """Plain columns of n rows that begin at those offsets: read-only views."""
-        return {
-            leaf.path: np.ndarray((n, *leaf.shape), leaf.dtype, data, offset)
-            for leaf, offset in zip(self._leaves.values(), offsets, strict=False)
-        }
+        columns: Columns = {}
+        for leaf, offset in zip(self._leaves.values(), offsets, strict=False):
+            columns[leaf.path] = np.ndarray((n, *leaf.shape), leaf.dtype, data, offset)
+        return columns
+
+    def specimens(self, n: int) -> Iterator[Columns]:
+        """Plain columns of n rows, all of whose bits are 0; then for each leaf, its own are 1.
+
+        Messages of them differ where the leaf's bytes are: see ``FixedLayout``.
+        """
+        sizes = self.byte_sizes(n)
+        offsets = [0, *itertools.accumulate(sizes)]
+        zeros = bytes(offsets[-1])
+        yield self.from_bytes(zeros, offsets, n)
+        for offset, size in zip(offsets, sizes, strict=False):
+            data = zeros[:offset] + b"\xff" * size + zeros[offset + size :]
+            yield self.from_bytes(data, offsets, n)
 
     def row_faults(self, columns: Columns, field: str, bounds: bool = False) -> dict[int, Fault]:
         """The rows that are no values of the space, with the first fault of each.

@@ -5,9 +5,8 @@ Both ends of a ``Drive`` use it. Immutable once built; any thread.
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import Message
@@ -55,14 +54,14 @@ class StepMessages:
         codec, n = self._actions, self._n
         if not _suits(codec, n):
             return None
-        specimens = map(self._request_message, _specimens(codec, n))
+        specimens = map(self._request_message, codec.specimens(n))
         return _layout(specimens, codec.byte_sizes(n))
 
     def _answer_layout(self) -> FixedLayout | None:
         codec, n = self._observations, self._n
         if not _suits(codec, n):
             return None
-        zeros, *others = _specimens(codec, n)
+        zeros, *others = codec.specimens(n)
         zero, one, no, yes = [0.0] * n, _all_bits(n), [False] * n, [True] * n
         steps = [
             *(Stepped(columns, zero, no, no) for columns in (zeros, *others)),
@@ -149,17 +148,6 @@ class StepMessages:
 
 def _suits(codec: SpaceCodec, n: int) -> bool:
     return codec.is_plain and sum(codec.byte_sizes(n)) <= _MOST_BYTES
-
-
-def _specimens(codec: SpaceCodec, n: int) -> Iterator[Columns]:
-    """Columns of zeros, and for each leaf the same with all its bits set."""
-    sizes = codec.byte_sizes(n)
-    offsets = [0, *itertools.accumulate(sizes)]
-    zeros = bytes(offsets[-1])
-    yield codec.from_bytes(zeros, offsets, n)
-    for offset, size in zip(offsets, sizes, strict=False):
-        data = zeros[:offset] + b"\xff" * size + zeros[offset + size :]
-        yield codec.from_bytes(data, offsets, n)
 
 
 def _all_bits(n: int) -> Sequence[float]:
