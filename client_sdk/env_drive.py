@@ -15,7 +15,6 @@ import grpc
 from client_sdk.env_faults import as_fault, parse
 from client_sdk.env_handles import EnvHandle
 from client_sdk.env_registry import EnvRegistry
-from client_sdk.hosted_env import HostedEnv
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 
@@ -120,7 +119,7 @@ class EnvDrive:
     def _answer(self, data: bytes) -> None:
         handle = cast("EnvHandle", self._handle)
         try:
-            answer = handle.alive(lambda hosted: _answer_of(handle, hosted, data))
+            answer = handle.alive(_answer_of, handle, data)
         except Exception as error:  # told to the client, and logged
             answer = _refusal(error)
         send = self._send
@@ -134,8 +133,11 @@ class EnvDrive:
         handle.show()
 
 
-def _answer_of(handle: EnvHandle, hosted: HostedEnv, data: bytes) -> bytes:
-    steps = handle.steps
+def _answer_of(handle: EnvHandle, data: bytes) -> bytes:
+    hosted, steps = handle.hosted, handle.steps
+    action = steps.read_one_request(data)
+    if action is not None:
+        return steps.answer(hosted.step_one(action))
     actions = steps.read_request(data)
     if actions is not None:
         return steps.answer(hosted.step(actions))

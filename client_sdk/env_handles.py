@@ -36,6 +36,7 @@ class EnvHandle:
         hosted: What is hosted. Its thread only, but for what says otherwise.
         steps: How its steps are written and read.
         size: How many environments count against the host's limit.
+        closed: Whether its end has begun.
         post: As ``EnvThread.post``: for the Drive that is attached.
         settle: As ``EnvThread.settle``.
     """
@@ -55,7 +56,7 @@ class EnvHandle:
         self._expires = time.monotonic() + lease_s
         self._busy = threading.Lock()
         self._driven = False
-        self._closed = threading.Event()
+        self.closed = False
         self._finished = threading.Event()
         self._taps: list[FrameTap] = []
         self._thread = EnvThread(f"environment-{number}")
@@ -74,11 +75,6 @@ class EnvHandle:
     def expired(self) -> bool:
         """Whether nothing was heard of it for longer than the lease."""
         return not self._driven and not self._busy.locked() and time.monotonic() > self._expires
-
-    @property
-    def closed(self) -> bool:
-        """Whether its end has begun."""
-        return self._closed.is_set()
 
     def attach(self) -> None:
         """Begin a Drive: from now on nobody else resets or steps.
@@ -109,7 +105,7 @@ class EnvHandle:
     def render(self, index: int) -> NDArray[np.uint8]:
         """What an environment looks like, once the step under way is over."""
         self._check_open()
-        frame = self._thread.call(lambda: self.alive(lambda hosted: hosted.render(index)))
+        frame = self._thread.call(lambda: self.alive(self.hosted.render, index))
         self._renew()
         return frame
 
@@ -117,7 +113,7 @@ class EnvHandle:
         """Offer frames to that tap from now on, the first one at once."""
 
         def begin() -> None:
-            if self._closed.is_set():
+            if self.closed:
                 tap.end()
                 return
             self._taps.append(tap)
@@ -125,7 +121,7 @@ class EnvHandle:
                 self._show([tap])
 
         self._thread.post(begin)
-        if self._closed.is_set():  # then it may have come too late
+        if self.closed:  # then it may have come too late
             tap.end()
 
     def unwatch(self, tap: FrameTap) -> None:
@@ -144,9 +140,9 @@ class EnvHandle:
             Whether this call was the first.
         """
         with _CLOSING:
-            if self._closed.is_set():
+            if self.closed:
                 return False
-            self._closed.set()
+            self.closed = True
         self._thread.post(self._finish)
         self._thread.end()
         return True
@@ -173,7 +169,7 @@ class EnvHandle:
         self._busy.release()
 
     def _check_open(self) -> None:
-        if self._closed.is_set():
+        if self.closed:
             raise unknown_handle()
 
     def _renew(self) -> None:
@@ -181,7 +177,7 @@ class EnvHandle:
 
     # The environment's thread.
 
-    def alive(self, call: Callable[[HostedEnv], _T]) -> _T:
+    def alive(self, call: Callable[..., _T], *arguments: Any) -> _T:
         """What comes of that call; the end of the environments, where it is their failure.
 
         Raises:
@@ -189,7 +185,7 @@ class EnvHandle:
         """
         self._check_open()
         try:
-            return call(self.hosted)
+            return call(*arguments)
         except EnvironmentFault as fault:
             logger.warning(
                 "environment %d: %s; it is closed", self.number, fault, exc_info=fault.__cause__
@@ -199,11 +195,11 @@ class EnvHandle:
 
     def show(self) -> None:
         """Offer a frame to whoever watches and is due one."""
-        if self._taps and not self._closed.is_set():
+        if self._taps and not self.closed:
             self._show([tap for tap in self._taps if tap.due()])
 
     def _then_show(self, call: Callable[[HostedEnv], _T]) -> _T:
-        result = self.alive(call)
+        result = self.alive(call, self.hosted)
         self.show()
         return result
 

@@ -24,8 +24,8 @@ from client_sdk.wire import PROTOCOL_VERSION
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault
-from client_sdk.wire.steps import StepMessages, Stepped
-from client_sdk.wire.structs import Unsendable, fill_struct
+from client_sdk.wire.steps import OneStep, StepMessages, Stepped
+from client_sdk.wire.structs import Unsendable, dict_of_struct, fill_struct
 from client_sdk.wire.tensors import tensor_from_proto
 
 _INT64 = np.iinfo(np.int64)
@@ -136,12 +136,39 @@ class RemoteClient:
         Raises:
             PolicyClientError: As in ``EnvDriver.step``; or what came is not of the space.
         """
-        if self._steps.handle != self.driver.handle:  # made again since
-            self._steps = self._messages()
-        data = self.driver.step(self._steps.request(actions))
-        stepped = self._steps.read_answer(data)
-        if stepped is not None:
-            return stepped
+        data = self._exchange(actions)
+        return self._steps.read_answer(data) or self._parsed(data)
+
+    def step_one(self, action: Any) -> OneStep:
+        """One step of the only one, as Gymnasium tells it.
+
+        Raises:
+            PolicyClientError: As in ``step``; or that is no action.
+        """
+        try:
+            columns = self.actions.columns_of(action, "action")
+        except Fault as fault:
+            raise error_from_fault(fault) from None
+        data = self._exchange(columns)
+        step = self._steps.read_one_answer(data)
+        if step is not None:
+            return step
+        observations, rewards, terminated, truncated, infos = self._parsed(data)
+        return (
+            self.observations.value(observations, 0),
+            rewards[0],
+            terminated[0],
+            truncated[0],
+            dict_of_struct(infos[0]) if infos else {},
+        )
+
+    def _exchange(self, actions: Columns) -> bytes:
+        steps = self._steps
+        if steps.handle != self.driver.handle:  # made again since
+            self._steps = steps = self._messages()
+        return self.driver.step(steps.request(actions))
+
+    def _parsed(self, data: bytes) -> Stepped:
         response = self.driver.read(data, "step").step
         try:
             return self._steps.parsed(response)

@@ -12,10 +12,8 @@ from typing import Any
 import gymnasium as gym
 
 from client_sdk.config import TlsConfig
-from client_sdk.errors import error_from_fault
 from client_sdk.remote_client import RemoteClient
 from client_sdk.remote_shell import RemoteShell
-from client_sdk.wire.faults import Fault
 from client_sdk.wire.structs import dict_of_struct
 
 
@@ -117,18 +115,7 @@ class RemoteEnv(RemoteShell, gym.Env[Any, Any]):
         """
         remote = self._open()
         with remote.guard:
-            try:
-                columns = remote.actions.columns_of(action, "action")
-            except Fault as fault:
-                raise error_from_fault(fault) from None
-            step = remote.step(columns)
-            result = (
-                remote.observations.value(step.observations, 0),
-                step.rewards[0],
-                step.terminated[0],
-                step.truncated[0],
-                dict_of_struct(step.infos[0]) if step.infos else {},
-            )
+            result = remote.step_one(action)
         if remote.viewer is not None:
             self._show()
         return result

@@ -15,10 +15,10 @@ import numpy as np
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
-from client_sdk.wire.leaves import Columns, LeafSpec
+from client_sdk.wire.leaves import Columns, LeafSpec, Reader
 from client_sdk.wire.trees import tree_of, wrong_keys
 
-__all__ = ["Columns", "LeafSpec", "SpaceCodec"]
+__all__ = ["Columns", "LeafSpec", "Reader", "SpaceCodec"]
 
 
 class SpaceCodec:
@@ -153,6 +153,18 @@ class SpaceCodec:
         for offset, size in zip(offsets, sizes, strict=False):
             data = zeros[:offset] + b"\xff" * size + zeros[offset + size :]
             yield self.from_bytes(data, offsets, n)
+
+    def reader(self, offsets: Sequence[int]) -> Reader:
+        """What finds one value in bytes whose plain columns of one row begin at those offsets."""
+        return self._tree.reader(iter(offsets))
+
+    def sure_reader(self, offsets: Sequence[int]) -> Reader | None:
+        """As ``reader``, but None comes of a value that ``row_faults`` ought to see.
+
+        None: there is none for this space, which is no single leaf.
+        """
+        leaf = self._leaves.get("")
+        return None if leaf is None else leaf.sure_reader(offsets[0])
 
     def row_faults(self, columns: Columns, field: str, bounds: bool = False) -> dict[int, Fault]:
         """The rows that are no values of the space, with the first fault of each.

@@ -23,7 +23,7 @@ class FixedLayout:
         offsets: Where each value begins.
     """
 
-    __slots__ = ("_fixed", "_fixed_in", "_order", "offsets", "size")
+    __slots__ = ("_fixed", "_fixed_in", "_order", "_parts", "offsets", "size")
 
     def __init__(self, message: Message, variants: Sequence[Message], sizes: Sequence[int]) -> None:
         """Find the places.
@@ -49,6 +49,9 @@ class FixedLayout:
         stops = [self.offsets[value] + sizes[value] for value in self._order]
         gaps = list(zip((0, *stops), (*starts, self.size), strict=True))
         self._fixed = tuple(data[start:stop] for start, stop in gaps)
+        # With a place for each value between them.
+        self._parts: list[bytes | memoryview] = [b""] * (2 * len(gaps) - 1)
+        self._parts[0::2] = self._fixed
         # Takes all that is fixed at once: piece by piece would cost as much as parsing.
         values = [f"{sizes[value]}x" for value in self._order]
         self._fixed_in = struct.Struct(
@@ -60,9 +63,8 @@ class FixedLayout:
 
     def join(self, values: Sequence[bytes | memoryview]) -> bytes:
         """The serialized message with these values, each of its size."""
-        parts: list[bytes | memoryview] = [self._fixed[0]]
-        for value, fixed in zip(self._order, self._fixed[1:], strict=True):
-            parts += values[value], fixed
+        parts = self._parts.copy()
+        parts[1::2] = [values[value] for value in self._order]
         return b"".join(parts)
 
     def fits(self, data: bytes) -> bool:

@@ -42,23 +42,24 @@ class BoxLeaf(Leaf):
         # Of a sum of squares, each of which it bounds.
         self._sure_below = FLOAT32_MAX if self._is_wide else math.inf
 
+    def is_sure(self, column: NDArray[Any]) -> bool:
+        """See ``Leaf``: a number that is not finite spoils any sum."""
+        if not self._is_float:
+            return True
+        if column.size <= _FEW_ELEMENTS and not self._is_wide:
+            return math.isfinite(sum(column.ravel().tolist()))
+        return (
+            self._has_blas
+            and column.size <= _BLAS_ELEMENTS
+            and bool(np.vdot(column, column) < self._sure_below)
+        )
+
     def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """See ``Leaf``: NaN and infinity."""
-        if self._is_float:
-            # A number that is not finite spoils any sum: exact when it says yes, and a no may be
-            # mere overflow.
-            if column.size <= _FEW_ELEMENTS and not self._is_wide:
-                sure = math.isfinite(sum(column.ravel().tolist()))
-            else:
-                sure = (
-                    self._has_blas
-                    and column.size <= _BLAS_ELEMENTS
-                    and np.vdot(column, column) < self._sure_below
-                )
-            if not sure:
-                finite = np.abs(column) <= FLOAT32_MAX if self._is_wide else np.isfinite(column)
-                if not finite.all():
-                    self.note(~finite, column, field, faults, Reason.NOT_FINITE, "a finite number")
+        if not self.is_sure(column):  # it may be mere overflow
+            finite = np.abs(column) <= FLOAT32_MAX if self._is_wide else np.isfinite(column)
+            if not finite.all():
+                self.note(~finite, column, field, faults, Reason.NOT_FINITE, "a finite number")
 
     def find_outside(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """See ``Leaf``."""
@@ -85,19 +86,25 @@ class CountingLeaf(Leaf):
         self._one_span = int(self._span.flat[0]) if _uniform(self._span) else None
         self._from_zero = not self._low.any()
 
+    def is_sure(self, column: NDArray[Any]) -> bool:
+        """See ``Leaf``."""
+        if not column.size:
+            return True
+        offset = self._offset_of(column)
+        if self._one_span is not None:
+            return bool(np.maximum.reduce(offset, axis=None) <= self._one_span)
+        return bool((offset <= self._span).all())
+
+    def _offset_of(self, column: NDArray[Any]) -> NDArray[Any]:
+        """From low: what is below wraps around to far above the span, one comparison for both."""
+        return (column if self._from_zero else column - self._low).view(self._unsigned)
+
     def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """See ``Leaf``: anything that is not in the space."""
-        if not column.size:
-            return
-        # Below low wraps around to far above the span: one comparison for both ends.
-        offset = (column if self._from_zero else column - self._low).view(self._unsigned)
-        if self._one_span is not None:
-            if np.maximum.reduce(offset, axis=None) <= self._one_span:
-                return
-        elif (offset <= self._span).all():
-            return
-        limits = (self._low, self._high)
-        self.note(offset > self._span, column, field, faults, Reason.SPACE_MISMATCH, limits)
+        if not self.is_sure(column):
+            outside = self._offset_of(column) > self._span
+            limits = (self._low, self._high)
+            self.note(outside, column, field, faults, Reason.SPACE_MISMATCH, limits)
 
 
 class DiscreteLeaf(CountingLeaf):
@@ -108,12 +115,18 @@ class DiscreteLeaf(CountingLeaf):
         start, n = int(space.start), int(space.n)  # type: ignore[attr-defined]
         super().__init__(spec, suffix, np.asarray(start), np.asarray(start + n - 1))
         self._own_dtype = np.dtype(space.dtype)
-        self._own_type = self._own_dtype.type if self._own_dtype != spec.dtype else None
+        self._own_type: Any = self._own_dtype.type if self._own_dtype != spec.dtype else None
+        self._first, self._last = start, start + n - 1
 
-    def value(self, columns: Columns, row: int) -> Any:
+    def own(self, row: NDArray[Any]) -> Any:
         """A numpy integer, as the space's ``sample()`` gives."""
-        number = columns[self.path][row]
-        return number if self._own_type is None else self._own_type(number)
+        return row[()] if self._own_type is None else self._own_type(row)
+
+    def is_sure(self, column: NDArray[Any]) -> bool:
+        """See ``Leaf``."""
+        if column.size == 1:  # numpy would take longer
+            return bool(self._first <= column.item() <= self._last)
+        return super().is_sure(column)
 
     def batched_value(self, columns: Columns) -> Any:
         """[N], of the space's own dtype."""
@@ -161,9 +174,9 @@ class TextLeaf(Leaf):
         row[: len(value)] = [ord(character) for character in value]
         return row
 
-    def value(self, columns: Columns, row: int) -> Any:
+    def own(self, row: NDArray[Any]) -> Any:
         """A string."""
-        points = columns[self.path][row].tolist()
+        points = row.tolist()
         return "".join(map(chr, points[: points.index(-1)] if -1 in points else points))
 
     def batched_value(self, columns: Columns) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -26,6 +26,9 @@ from client_sdk.wire.tensors import data_type_of, tensor_from_proto, wire_dtype
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
 """N values of a space: ``[N, *shape]`` for each leaf, by the leaf's path."""
+
+Reader: TypeAlias = Callable[[bytes], Any]
+"""Finds a value of a space in a message."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,11 +175,34 @@ class Leaf:
 
     def value(self, columns: Columns, row: int) -> Any:
         """One value of the space; the caller's to keep."""
-        return np.array(columns[self.path][row])
+        return self.own(columns[self.path][row])
+
+    def reader(self, offsets: Iterator[int]) -> Reader:
+        """What finds one value, as plain columns have it, in bytes from the next offset on."""
+        own, shape, dtype, offset = self.own, self.shape, self.dtype, next(offsets)
+        return lambda data: own(np.ndarray(shape, dtype, data, offset))
+
+    def sure_reader(self, offset: int) -> Reader:
+        """As ``reader``, but None comes of a value that has a fault, or may have one."""
+        own, is_sure, shape, dtype = self.own, self.is_sure, self.shape, self.dtype
+
+        def read(data: bytes) -> Any:
+            row: NDArray[Any] = np.ndarray(shape, dtype, data, offset)
+            return own(row) if is_sure(row) else None
+
+        return read
+
+    def own(self, row: NDArray[Any]) -> Any:
+        """The value in a row of a column; the caller's to keep."""
+        return np.array(row)
 
     def batched_value(self, columns: Columns) -> Any:
         """All values as a gymnasium vector env would give them; the caller's to keep."""
         return np.array(columns[self.path])
+
+    def is_sure(self, column: NDArray[Any]) -> bool:
+        """Whether ``find_faults`` finds none there, or in a single row, as far as a glance tells."""
+        return not column.size
 
     def find_faults(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """Add a fault for each row that cannot be learnt from and has none yet."""

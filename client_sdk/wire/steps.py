@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import Columns, SpaceCodec
+from client_sdk.wire.batches import Columns, Reader, SpaceCodec
 from client_sdk.wire.layouts import FixedLayout
 
 _MOST_BYTES = 4 * 1024 * 1024
@@ -30,6 +30,10 @@ class Stepped(NamedTuple):
     truncated: Sequence[bool]
     infos: Sequence[Struct] = ()
     """One for each environment, or none."""
+
+
+OneStep = tuple[Any, float, bool, bool, dict[str, Any]]
+"""What a step of one environment gave, as Gymnasium tells it."""
 
 
 class StepMessages:
@@ -49,6 +53,12 @@ class StepMessages:
         self._flags = struct.Struct(f"<{n}?")
         self._request = self._request_layout()
         self._answer = self._answer_layout()
+        if self._answer is not None:
+            *self._places, self._rewards, self._terminated, self._truncated = self._answer.offsets
+            self._observation_in = observations.reader(self._places)
+        self._action_in: Reader | None = None
+        if self._request is not None and n == 1:
+            self._action_in = actions.sure_reader(self._request.offsets)
 
     def _request_layout(self) -> FixedLayout | None:
         codec, n = self._actions, self._n
@@ -87,15 +97,24 @@ class StepMessages:
 
     def read_answer(self, data: bytes) -> Stepped | None:
         """What is in an answer; None: it must be parsed, and may be no ``StepResponse`` at all."""
-        layout = self._answer
-        if layout is None or not layout.fits(data):
+        if self._answer is None or not self._answer.fits(data):
             return None
-        *_, rewards, terminated, truncated = offsets = layout.offsets
         return Stepped(
-            self._observations.from_bytes(data, offsets, self._n),
-            self._doubles.unpack_from(data, rewards),
-            self._flags.unpack_from(data, terminated),
-            self._flags.unpack_from(data, truncated),
+            self._observations.from_bytes(data, self._places, self._n), *self._ends_in(data)
+        )
+
+    def read_one_answer(self, data: bytes) -> OneStep | None:
+        """Likewise, where there is one environment: what its step gave."""
+        if self._answer is None or not self._answer.fits(data):
+            return None
+        (reward,), (terminated,), (truncated,) = self._ends_in(data)
+        return self._observation_in(data), reward, terminated, truncated, {}
+
+    def _ends_in(self, data: bytes) -> tuple[Sequence[float], Sequence[bool], Sequence[bool]]:
+        return (
+            self._doubles.unpack_from(data, self._rewards),
+            self._flags.unpack_from(data, self._terminated),
+            self._flags.unpack_from(data, self._truncated),
         )
 
     def parsed(self, response: pb.StepResponse) -> Stepped:
@@ -121,16 +140,26 @@ class StepMessages:
             return None
         return self._actions.from_bytes(data, layout.offsets, self._n)
 
+    def read_one_request(self, data: bytes) -> Any | None:
+        """Likewise, where there is one environment: its action, if it is surely of the space."""
+        if self._action_in is None or self._request is None or not self._request.fits(data):
+            return None
+        return self._action_in(data)
+
     def answer(self, step: Stepped) -> bytes:
         """The serialized answer with what a step gave, its observations columns of the codec."""
         if self._answer is None or step.infos:
             return self._answer_message(step).SerializeToString()
         observations, rewards, terminated, truncated, _ = step
-        values: list[bytes | memoryview] = [*self._observations.buffers(observations)]
-        values.append(self._doubles.pack(*rewards))
-        values.append(self._flags.pack(*terminated))
-        values.append(self._flags.pack(*truncated))
-        return self._answer.join(values)
+        flags = self._flags
+        return self._answer.join(
+            [
+                *self._observations.buffers(observations),
+                self._doubles.pack(*rewards),
+                flags.pack(*terminated),
+                flags.pack(*truncated),
+            ]
+        )
 
     def _answer_message(self, step: Stepped) -> pb.DriveResponse:
         response = pb.DriveResponse()

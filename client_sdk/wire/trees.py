@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.leaf_kinds import leaf_of
-from client_sdk.wire.leaves import Columns, Leaf, child_suffix
+from client_sdk.wire.leaves import Columns, Leaf, Reader, child_suffix
 
 
 class Tree(Protocol):
@@ -35,6 +35,10 @@ class Tree(Protocol):
 
     def value(self, columns: Columns, row: int) -> Any:
         """One value of the space."""
+        ...
+
+    def reader(self, offsets: Iterator[int]) -> Reader:
+        """What finds one value in bytes; takes as many offsets as there are leaves."""
         ...
 
     def batched_value(self, columns: Columns) -> Any:
@@ -77,6 +81,10 @@ class _DictNode:
     def value(self, columns: Columns, row: int) -> Any:
         return {key: child.value(columns, row) for key, child in self._children.items()}
 
+    def reader(self, offsets: Iterator[int]) -> Reader:
+        readers = [(key, child.reader(offsets)) for key, child in self._children.items()]
+        return lambda data: {key: read(data) for key, read in readers}
+
     def batched_value(self, columns: Columns) -> Any:
         return {key: child.batched_value(columns) for key, child in self._children.items()}
 
@@ -118,6 +126,10 @@ class _TupleNode:
 
     def value(self, columns: Columns, row: int) -> Any:
         return tuple(child.value(columns, row) for child in self._children)
+
+    def reader(self, offsets: Iterator[int]) -> Reader:
+        readers = [child.reader(offsets) for child in self._children]
+        return lambda data: tuple(read(data) for read in readers)
 
     def batched_value(self, columns: Columns) -> Any:
         return tuple(child.batched_value(columns) for child in self._children)

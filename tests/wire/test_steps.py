@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from gymnasium import spaces
+from gymnasium.utils.env_checker import data_equivalence
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
@@ -78,6 +79,22 @@ def test_what_is_read_by_place_is_what_was_written(space: gym.Space[Any]) -> Non
         assert list(answer.terminated) == terminated
         assert list(answer.truncated) == truncated
         assert answer.infos == ()
+
+
+@every_space
+def test_the_answer_of_a_single_environment_has_its_value(space: gym.Space[Any]) -> None:
+    columns = columns_of(space, 1)
+    codec = messages_of(observations=space, n=1)
+    data = codec.answer(Stepped(columns, [0.5], [True], [False]))
+    step = codec.read_one_answer(data)
+    assert (step is None) == (codec.read_answer(data) is None)
+    if step is not None:
+        observation, *others = step
+        assert others == [0.5, True, False, {}]
+        expected = SpaceCodec(space).value(columns, 0)
+        assert data_equivalence(observation, expected, exact=True)
+        assert type(observation) is type(expected)
+        assert not isinstance(observation, np.ndarray) or observation.flags.writeable
 
 
 @pytest.mark.parametrize(
