@@ -122,7 +122,11 @@ class OnnxPolicy:
             binding.bind_input(name, "cpu", 0, place.dtype.type, place.shape, place.ctypes.data)
         for name, place in zip(self._fetched, fetched, strict=True):
             binding.bind_output(name, "cpu", 0, place.dtype.type, place.shape, place.ctypes.data)
-        run = functools.partial(self._session.run_with_iobinding, binding)
+        # As above, without the wrappers.
+        session = getattr(self._session, "_sess", self._session)
+        run = functools.partial(
+            session.run_with_iobinding, getattr(binding, "_iobinding", binding), None
+        )
         return BoundPolicy(run, zeros, noise, self.noise, answer)
 
     def run(

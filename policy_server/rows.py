@@ -46,7 +46,8 @@ class RowRecorder:
         """
         groups: list[Group] = []
         rows = 0
-        for index, message in enumerate(request.groups):
+        # A slice, as below: to go over a repeated field one by one costs several times as much.
+        for index, message in enumerate(request.groups[:]):
             # An empty group costs something too.
             rows += len(message.episodes) or 1
             if rows > self._max_rows:
@@ -64,9 +65,9 @@ class RowRecorder:
         )
 
     def _decode_group(self, message: pb.StepRows, fields: Fields) -> Group:
-        episodes, steps = list(message.episodes), list(message.steps)
+        episodes, steps = message.episodes[:], message.steps[:]
         n = len(episodes)
-        rewards = list(message.rewards) or [0.0] * n
+        rewards = message.rewards[:] or [0.0] * n
         group = Group(fields, episodes, steps, rewards)
         if len(steps) != n:
             raise _wrong_length(fields.steps, len(steps), n)
@@ -133,7 +134,7 @@ class RowRecorder:
             if self._need_logp:
                 raise logp_required(fields.logged_logps)
             return
-        group.logps = list(message.logged_logps)
+        group.logps = message.logged_logps[:]
         if len(group.logps) != n:
             raise _wrong_length(fields.logged_logps, len(group.logps), n)
         _note_not_finite(group.faults, group.logps, fields.logged_logps, "log-density")

@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from client_sdk.noise_pool import NoisePool
-from client_sdk.onnx_policy import OnnxPolicy
+from client_sdk.onnx_policy import BoundPolicy, OnnxPolicy
 from client_sdk.policy_spec import PolicySpec
 from client_sdk.wire.spaces import space_to_proto
 from policy_server.experience import POLICY_ID, InferredBatch, RowContext
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_BATCHES_BEFORE_BINDING = 16
+"""Of one size in a row: binding takes as long as two of them."""
+
 
 class OnnxEnginePolicy:
     """One version of a policy, served by its ONNX file. See ``experience.Policy``.
@@ -46,7 +49,7 @@ class OnnxEnginePolicy:
         onnx: The file, loaded. Loop thread only.
     """
 
-    __slots__ = ("_act", "model", "onnx", "sha256", "version", "view")
+    __slots__ = ("_bound", "_in_a_row", "_size", "model", "onnx", "sha256", "version", "view")
 
     def __init__(self, version: int, view: LearnerView, model: bytes, noise: NoisePool) -> None:
         self.version = version
@@ -54,7 +57,8 @@ class OnnxEnginePolicy:
         self.model = model
         self.sha256 = hashlib.sha256(model).digest()
         self.onnx = OnnxPolicy(model, noise)
-        self._act = self.onnx.act
+        self._size = self._in_a_row = 0  # of the latest batches
+        self._bound: BoundPolicy | None = None  # for that size
 
     def infer(
         self,
@@ -63,8 +67,29 @@ class OnnxEnginePolicy:
         contexts: Sequence[RowContext],  # noqa: ARG002 - no graph has a memory
     ) -> InferredBatch:
         """Choose an action for each row; see ``experience.Policy``. Loop thread only."""
-        actions, env_actions, outputs = self._act(observations, greedy)
-        return InferredBatch(self, observations, actions, env_actions, outputs)
+        bound = self._bound
+        if bound is None or len(greedy) != self._size:
+            bound = self._bind(len(greedy))
+        if bound is None:
+            return InferredBatch(self, observations, *self.onnx.act(observations, greedy))
+        chosen, executed, outputs = bound.act(observations, greedy)
+        actions = _copies(chosen)
+        env_actions = actions if executed is chosen else _copies(executed)
+        return InferredBatch(self, observations, actions, env_actions, _copies(outputs))
+
+    def _bind(self, size: int) -> BoundPolicy | None:
+        """The policy in memory that stays in place, for a size that keeps coming; None: it does not."""
+        if size != self._size:
+            self._size, self._in_a_row, self._bound = size, 0, None
+        self._in_a_row += 1
+        if self._in_a_row > _BATCHES_BEFORE_BINDING:
+            self._bound = self.onnx.bind(size)
+        return self._bound
+
+
+def _copies(columns: Columns) -> Columns:
+    """What the next batch does not overwrite."""
+    return {name: column.copy() for name, column in columns.items()}
 
 
 class OnnxFactory:

@@ -113,6 +113,28 @@ def test_a_policy_bound_to_memory_acts_as_it_does_unbound(name: str) -> None:
                     np.testing.assert_array_equal(column, others[key])
 
 
+@pytest.mark.parametrize("name", ["PPO Box to Discrete", "PPO to Box"])
+@pytest.mark.parametrize("n", [1, 5])
+def test_a_batch_stays_what_it_was_however_many_of_its_size_follow(name: str, n: int) -> None:
+    built, graph, _ = built_as(name)
+    rows = [
+        probe(SpaceCodec(built.observation_space), n, np.random.default_rng(i)) for i in range(40)
+    ]
+    greedy = flags(n, greedy=True)
+    batches = [graph.infer(each, greedy, contexts(n)) for each in rows]
+    for each, batch in zip(rows, batches, strict=True):
+        actions, env_actions, outputs = graph.onnx.act(each, greedy)
+        for found, wanted in (
+            (batch.observations, each),
+            (batch.actions, actions),
+            (batch.env_actions, env_actions),
+            (batch.outputs, outputs),
+        ):
+            assert found.keys() == wanted.keys()
+            for key, column in wanted.items():
+                np.testing.assert_array_equal(found[key], column)
+
+
 def outputs_of(
     policy: OnnxPolicy, observations: Any, greedy: Any, noise: Any = None
 ) -> dict[str, Any]:
