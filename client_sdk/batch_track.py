@@ -36,8 +36,9 @@ class BatchTrack:
         self.busy = False
         self.pending: Pending | None = None
         self._numbering = numbering
-        self._numbers = np.zeros(n, np.int64)
+        self._numbers = [0] * n  # replaced, never changed: rows on their way hold them
         self._steps = np.zeros(n, np.int64)
+        self._none = bytes(n)  # a column of flags that are all False
         self._begins = np.ones(n, np.bool_)  # the next row is the first of an episode
         self._issued = np.zeros(n, np.bool_)  # the server may know the number
         self._resumed = np.zeros(n, np.bool_)  # ... or its beginning was lost
@@ -60,18 +61,14 @@ class BatchTrack:
             begins = self._begins
             # A first row that was refused keeps its number: the server may have opened the episode.
             fresh = begins & ~self._issued
-            if count := int(fresh.sum()):
-                self._numbers[fresh] = np.arange(count) + self._numbering.take(count)
+            if fresh.any():
+                self._renumber(np.flatnonzero(fresh))
                 self._issued |= fresh
             self._steps[begins] = 0
             if earned is not None:
                 earned = np.where(begins, 0.0, earned)
-        rows = Rows(
-            self._numbers.tolist(),
-            self._steps.tolist(),
-            [] if earned is None else earned.tolist(),
-            observations,
-        )
+        rewards = [] if earned is None else earned.tolist()
+        rows = Rows(self._numbers, self._steps.tolist(), rewards, observations)
         rows.ended = ended
         if ended is not None:
             rows.plain = False
@@ -108,14 +105,21 @@ class BatchTrack:
         earned = self._column("rewards", rewards, np.float64)
         over = self._column("terminated", terminated, np.bool_)
         cut = self._column("truncated", truncated, np.bool_)
-        if earned is not None and not (finite := np.abs(earned) <= FLOAT32_MAX).all():
-            bad = np.flatnonzero(~finite & ~begins)
+        # A sum of squares bounds each of them: exact when it says yes.
+        if earned is not None and not np.vdot(earned, earned) < FLOAT32_MAX:
+            bad = np.flatnonzero(~(np.abs(earned) <= FLOAT32_MAX) & ~begins)
             if len(bad):
                 raise not_finite(earned[bad[0]], f"rewards[{bad[0]}]")
-        ended: NDArray[np.bool_] | None = None
-        if over is not None or cut is not None:
-            either = over if cut is None else cut if over is None else over | cut
-            ended = either if either is not None and either.any() else None
+        if over is not None and over.tobytes() == self._none:
+            over = None
+        if cut is not None and cut.tobytes() == self._none:
+            cut = None
+        if over is None and cut is None:
+            return earned, None, None
+        ended = np.zeros(self.n, np.bool_)  # the caller's columns may change meanwhile
+        for column in (over, cut):
+            if column is not None:
+                ended |= column
         return earned, over, ended
 
     def check_rows(self, indices: Sequence[int]) -> None:
@@ -146,9 +150,15 @@ class BatchTrack:
             )
         return column
 
+    def _renumber(self, rows: NDArray[np.intp]) -> None:
+        """Other episodes are in those rows from here on."""
+        self._numbers = self._numbers.copy()
+        for number, row in enumerate(rows.tolist(), self._numbering.take(len(rows))):
+            self._numbers[row] = number
+
     def _announce(self, rows: Rows) -> None:
         first = [number for number, step in zip(rows.episodes, rows.steps, strict=True) if not step]
-        lost = set(self._numbers[self._resumed].tolist())
+        lost = {self._numbers[row] for row in np.flatnonzero(self._resumed)}
         rows.resumed = [number for number in first if number in lost]
         rows.begun = rows.resumed if self.options.are_default else first
         rows.plain = rows.plain and not rows.begun
@@ -194,8 +204,9 @@ class BatchTrack:
         self._any_begins = bool(self._begins.any())
         if not running:
             return None
+        numbers = [self._numbers[row] for row in running]
         steps = self._steps[running] + on_its_way
-        rows = Rows(self._numbers[running].tolist(), steps.tolist(), [], None)
+        rows = Rows(numbers, steps.tolist(), [], None)
         rows.plain = False
         rows.statuses = [Status.ABANDONED] * len(running)
         return rows
@@ -217,10 +228,10 @@ class BatchTrack:
         had_begun = np.asarray(rows.steps) > 0
         ended = np.zeros(len(index), np.bool_) if rows.ended is None else rows.ended[index]
         anew = index[had_begun & ~ended]
-        self._numbers[anew] = np.arange(len(anew)) + self._numbering.take(len(anew))
+        self._renumber(anew)
         self._steps[anew] = 0
         self._resumed[anew] = True
-        rows.episodes = self._numbers[index].tolist()
+        rows.episodes = [self._numbers[row] for row in index]
         rows.steps = [0] * len(index)
         rows.rewards = []
         ends_lost = had_begun & ended

@@ -30,6 +30,7 @@ class RowsTemplate:
         message.act.session_id = session_id
         group = message.act.groups.add()
         self._zeros = [0.0] * n
+        self._numbers: list[int] = []  # of the episodes that are in the message
         group.episodes.extend([0] * n)
         group.steps.extend([0] * n)
         group.rewards.extend(self._zeros)
@@ -50,7 +51,8 @@ class RowsTemplate:
             raise TypeError("plain rows have observations")
         message = self._message
         message.request = number
-        self._episodes[:] = rows.episodes
+        if rows.episodes != self._numbers:
+            self._episodes[:] = self._numbers = rows.episodes
         self._steps[:] = rows.steps
         self._rewards[:] = rows.rewards or self._zeros
         for path, tensor in self._tensors:
