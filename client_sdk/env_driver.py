@@ -171,14 +171,15 @@ class EnvDriver:
 
     def _reset(self, request: pb.ResetRequest) -> pb.ResetResponse:
         request.env_handle = self.handle
-        data = self._exchange(pb.DriveRequest(reset=request).SerializeToString(), "reset")
+        data = self.exchange(pb.DriveRequest(reset=request).SerializeToString(), "reset")
         return self.read(data, "reset").reset
 
-    def step(self, request: bytes) -> bytes:
-        """One step of each.
+    def exchange(self, request: bytes, kind: str) -> bytes:
+        """Send a request, and wait for its answer.
 
         Args:
             request: A serialized ``DriveRequest`` that names the handle.
+            kind: What it is: "reset" or "step".
 
         Returns:
             What came back; ``read`` knows what it says.
@@ -186,9 +187,6 @@ class EnvDriver:
         Raises:
             EnvironmentLostError: The connection or the host is gone, and the episode with it.
         """
-        return self._exchange(request, "step")
-
-    def _exchange(self, request: bytes, kind: str) -> bytes:
         stream = self._stream
         if stream is None:
             raise EnvironmentLostError(f"{self._lost}. {_CURE}")

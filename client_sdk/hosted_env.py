@@ -188,7 +188,8 @@ class HostedEnv:
 
     def step_one(self, action: Any) -> Stepped:
         """The same for a single one and a value of its action space, by a shorter way."""
-        self._check_state()
+        if not self._running[0]:
+            self._check_state()
         observation, reward, ended, cut, info = _stepped(self._envs[0], action)
         self._running[0] = not (ended or cut)
         columns = self._columns_of([observation], "step")

@@ -134,7 +134,7 @@ class RemoteClient:
         """One step of each, with actions of the action space.
 
         Raises:
-            PolicyClientError: As in ``EnvDriver.step``; or what came is not of the space.
+            PolicyClientError: As in ``EnvDriver.exchange`` and ``read``; or what came is not of the space.
         """
         data = self._exchange(actions)
         return self._steps.read_answer(data) or self._parsed(data)
@@ -166,7 +166,7 @@ class RemoteClient:
         steps = self._steps
         if steps.handle != self.driver.handle:  # made again since
             self._steps = steps = self._messages()
-        return self.driver.step(steps.request(actions))
+        return self.driver.exchange(steps.request(actions), "step")
 
     def _parsed(self, data: bytes) -> Stepped:
         response = self.driver.read(data, "step").step

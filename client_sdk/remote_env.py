@@ -113,7 +113,7 @@ class RemoteEnv(RemoteShell, gym.Env[Any, Any]):
             EnvironmentLostError: The host is gone, and the episode with it.
             EnvironmentFailedError: The environment raised, and has been closed.
         """
-        remote = self._open()
+        remote = self._remote or self._open()
         with remote.guard:
             result = remote.step_one(action)
         if remote.viewer is not None:

@@ -132,7 +132,7 @@ class SpaceCodec:
 
     def buffers(self, columns: Columns) -> list[memoryview]:
         """Plain columns as they lie in messages, in the order of ``paths``: views if possible."""
-        return [np.ascontiguousarray(columns[leaf.path]).data for leaf in self._leaves.values()]
+        return [np.ascontiguousarray(columns[path]).data for path in self.paths]
 
     def from_bytes(self, data: bytes, offsets: Sequence[int], n: int) -> Columns:
         """Plain columns of n rows that begin at those offsets: read-only views."""

@@ -23,7 +23,7 @@ class FixedLayout:
         offsets: Where each value begins.
     """
 
-    __slots__ = ("_fixed", "_fixed_in", "_order", "_parts", "offsets", "size")
+    __slots__ = ("_fixed", "_fixed_in", "_in_order", "_order", "_parts", "offsets", "size")
 
     def __init__(self, message: Message, variants: Sequence[Message], sizes: Sequence[int]) -> None:
         """Find the places.
@@ -45,6 +45,7 @@ class FixedLayout:
             for variant, size in zip(variants, sizes, strict=True)
         )
         self._order = sorted(range(len(sizes)), key=self.offsets.__getitem__)
+        self._in_order = self._order == [*range(len(sizes))]
         starts = [self.offsets[value] for value in self._order]
         stops = [self.offsets[value] + sizes[value] for value in self._order]
         gaps = list(zip((0, *stops), (*starts, self.size), strict=True))
@@ -64,7 +65,7 @@ class FixedLayout:
     def join(self, values: Sequence[bytes | memoryview]) -> bytes:
         """The serialized message with these values, each of its size."""
         parts = self._parts.copy()
-        parts[1::2] = [values[value] for value in self._order]
+        parts[1::2] = values if self._in_order else [values[value] for value in self._order]
         return b"".join(parts)
 
     def fits(self, data: bytes) -> bool:

@@ -54,7 +54,11 @@ class StepMessages:
         self._request = self._request_layout()
         self._answer = self._answer_layout()
         if self._answer is not None:
-            *self._places, self._rewards, self._terminated, self._truncated = self._answer.offsets
+            *self._places, rewards, terminated, truncated = self._answer.offsets
+            gaps = terminated - rewards - 8 * n, truncated - terminated - n
+            self._ends_in = struct.Struct(
+                f"<{rewards}x{n}d{gaps[0]}x{n}?{gaps[1]}x{n}?"  # in the order of their numbers
+            ).unpack_from
             self._observation_in = observations.reader(self._places)
         self._action_in: Reader | None = None
         if self._request is not None and n == 1:
@@ -99,23 +103,16 @@ class StepMessages:
         """What is in an answer; None: it must be parsed, and may be no ``StepResponse`` at all."""
         if self._answer is None or not self._answer.fits(data):
             return None
-        return Stepped(
-            self._observations.from_bytes(data, self._places, self._n), *self._ends_in(data)
-        )
+        n, ends = self._n, self._ends_in(data)
+        observations = self._observations.from_bytes(data, self._places, n)
+        return Stepped(observations, ends[:n], ends[n : 2 * n], ends[2 * n :])
 
     def read_one_answer(self, data: bytes) -> OneStep | None:
         """Likewise, where there is one environment: what its step gave."""
         if self._answer is None or not self._answer.fits(data):
             return None
-        (reward,), (terminated,), (truncated,) = self._ends_in(data)
+        reward, terminated, truncated = self._ends_in(data)
         return self._observation_in(data), reward, terminated, truncated, {}
-
-    def _ends_in(self, data: bytes) -> tuple[Sequence[float], Sequence[bool], Sequence[bool]]:
-        return (
-            self._doubles.unpack_from(data, self._rewards),
-            self._flags.unpack_from(data, self._terminated),
-            self._flags.unpack_from(data, self._truncated),
-        )
 
     def parsed(self, response: pb.StepResponse) -> Stepped:
         """What is in an answer.
@@ -151,14 +148,9 @@ class StepMessages:
         if self._answer is None or step.infos:
             return self._answer_message(step).SerializeToString()
         observations, rewards, terminated, truncated, _ = step
-        flags = self._flags
+        buffers, pack = self._observations.buffers(observations), self._flags.pack
         return self._answer.join(
-            [
-                *self._observations.buffers(observations),
-                self._doubles.pack(*rewards),
-                flags.pack(*terminated),
-                flags.pack(*truncated),
-            ]
+            [*buffers, self._doubles.pack(*rewards), pack(*terminated), pack(*truncated)]
         )
 
     def _answer_message(self, step: Stepped) -> pb.DriveResponse:
