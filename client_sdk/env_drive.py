@@ -99,9 +99,9 @@ class EnvDrive:
         except Exception as error:  # told to the client, and logged
             return _refusal(error)
         self._handle = handle
-        handle.post(self._answer, data)
         if self._ended:
             self._registry.close(handle.id)
+        handle.post(self._answer, data)
         handle.settle()
         return None
 
@@ -117,20 +117,19 @@ class EnvDrive:
     # The environments' thread.
 
     def _answer(self, data: bytes) -> None:
-        handle = cast("EnvHandle", self._handle)
+        handle, send, unsent = cast("EnvHandle", self._handle), self._send, None
         try:
-            answer = handle.alive(_answer_of, handle, data)
-        except Exception as error:  # told to the client, and logged
-            answer = _refusal(error)
-        send = self._send
-        if send is None or len(answer) > _SENT_AT_ONCE_BYTES:
-            self._answered.put(answer)
-        else:
             try:
+                answer = handle.alive(_answer_of, handle, data)
+            except Exception as error:  # told to the client, and logged
+                answer = _refusal(error)
+            if send is None or len(answer) > _SENT_AT_ONCE_BYTES:
+                unsent = answer
+            else:
                 send(answer)
-            finally:
-                self._answered.put(None)
-        handle.show()
+        finally:
+            self._answered.put(unsent)
+        handle.show()  # now that nobody waits for it
 
 
 def _answer_of(handle: EnvHandle, data: bytes) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
-from client_sdk.wire.leaves import Columns, LeafSpec, Reader
+from client_sdk.wire.leaves import Columns, Leaf, LeafSpec, Reader
 from client_sdk.wire.trees import tree_of, wrong_keys
 
 __all__ = ["Columns", "LeafSpec", "Reader", "SpaceCodec"]
@@ -163,8 +163,8 @@ class SpaceCodec:
 
         None: there is none for this space, which is no single leaf.
         """
-        leaf = self._leaves.get("")
-        return None if leaf is None else leaf.sure_reader(offsets[0])
+        tree = self._tree
+        return tree.sure_reader(offsets[0]) if isinstance(tree, Leaf) else None
 
     def row_faults(self, columns: Columns, field: str, bounds: bool = False) -> dict[int, Fault]:
         """The rows that are no values of the space, with the first fault of each.

@@ -97,6 +97,45 @@ def test_the_answer_of_a_single_environment_has_its_value(space: gym.Space[Any])
         assert not isinstance(observation, np.ndarray) or observation.flags.writeable
 
 
+@every_space
+def test_the_request_to_a_single_environment_has_its_action(space: gym.Space[Any]) -> None:
+    columns = columns_of(space, 1)
+    codec = messages_of(actions=space, n=1)
+    action = codec.read_one_request(codec.request(columns))
+    by_place = codec.read_request(codec.request(columns)) is not None
+    if action is None:  # for ``read_request``, then
+        assert not by_place or isinstance(space, spaces.Dict | spaces.Tuple | spaces.Text)
+    else:
+        expected = SpaceCodec(space).value(columns, 0)
+        assert type(action) is type(expected)
+        assert data_equivalence(action, expected, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("space", "bad"),
+    [
+        (CHOICE, 5),
+        (CHOICE, -1),
+        (VECTOR, [0.0, np.nan, 0.0, 0.0]),
+        (spaces.Box(-1, 1, (100,)), np.full(100, np.inf, np.float32)),
+        (spaces.Box(-1, 1, (2,), np.float64), [0.0, 1e300]),
+        (spaces.Box(-1, 1, (), np.float32), np.float32(np.nan)),
+        (spaces.MultiDiscrete([3, 4]), [2, 4]),
+        (spaces.MultiDiscrete([3, 3], start=[1, 1]), [0, 1]),
+        (spaces.MultiBinary(3), [0, 2, 0]),
+    ],
+)
+def test_an_action_that_may_be_none_is_left_to_a_closer_look(
+    space: gym.Space[Any], bad: Any
+) -> None:
+    codec, actions = messages_of(actions=space, n=1), SpaceCodec(space)
+    columns = actions.columns_of(bad)
+    assert actions.row_faults(columns, "actions")
+    assert codec.read_one_request(codec.request(columns)) is None
+    good = actions.columns_of(space.sample())
+    assert codec.read_one_request(codec.request(good)) is not None
+
+
 @pytest.mark.parametrize(
     "space",
     [
