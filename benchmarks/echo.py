@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 
+from client_sdk.aio_transport import AioStream
 from client_sdk.channel import Stream
 from client_sdk.config import Address
 from client_sdk.endpoint import Endpoint
@@ -79,23 +80,24 @@ def _rate(
 
 
 async def streams(address: str, size_bytes: int, messages: int, count: int) -> float:
-    """Messages per second over ``count`` streams at once, of the asyncio stack."""
+    """Messages per second over ``count`` streams of ``AsyncPolicyClient`` at once."""
     data = b"x" * size_bytes
+    endpoint = Endpoint(Address.parse(address))
     ready = asyncio.Barrier(count + 1)
 
     async def one() -> None:
         async with grpc.aio.insecure_channel(
-            address, [("grpc.use_local_subchannel_pool", 1)]
+            address, endpoint.options(endpoint.address)
         ) as channel:
-            call: Any = channel.stream_stream(_METHOD)()
+            stream = AioStream(channel.stream_stream(_METHOD)())
             for _ in range(20):
-                await call.write(data)
-                await call.read()
+                await stream.send(data)
+                await stream.receive()
             await ready.wait()
             for _ in range(messages):
-                await call.write(data)
-                await call.read()
-            call.cancel()
+                await stream.send(data)
+                await stream.receive()
+            stream.close()
 
     tasks = [asyncio.create_task(one()) for _ in range(count)]
     await ready.wait()
