@@ -2,11 +2,11 @@
 
     python -m benchmarks.stepping --peers DIR
 
-One CartPole through ``RemoteEnv`` beside a hand-written unary service and remote-gym; 64 in one call
-through ``RemoteVectorEnv`` beside that service and ``SyncVectorEnv`` in-process; observations of
-84x84x4 bytes beside a bare gRPC echo of that size. All take turns, so that a busy moment of the
-machine hits all of them; medians over the rounds. remote-gym is installed below ``--peers`` once,
-and left out, with the reason, where it cannot be.
+One CartPole through ``RemoteEnv`` beside a hand-written unary service, remote-gym, and a bare gRPC
+echo of messages of that size, which steps nothing; 64 in one call through ``RemoteVectorEnv`` beside
+that service and ``SyncVectorEnv`` in-process; observations of 84x84x4 bytes beside an echo of that
+size. All take turns, so that a busy moment of the machine hits all of them; medians over the rounds.
+remote-gym is installed below ``--peers`` once, and left out, with the reason, where it cannot be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,12 @@ def look(env: Any, steps: int) -> float:
             start = time.perf_counter()
         env.step(number % 6)
     return steps / (time.perf_counter() - start)
+
+
+def mean_size(traffic: Mapping[str, int]) -> int:
+    """Bytes of a message, in either direction."""
+    messages = traffic["messages_sent"] + traffic["messages_received"]
+    return (traffic["bytes_sent"] + traffic["bytes_received"]) // messages
 
 
 def measure(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -141,9 +147,12 @@ def main() -> None:
         viewer = stack.enter_context(RemoteEnv(images))
         remote_gym = _remote_gym(options.peers, stack)
 
+        walk(env, 50)
+        message_bytes = mean_size(env.traffic)
         ways: dict[str, Callable[[], float]] = {
             "unary service": lambda: walk(unary, n),
             "RemoteEnv": lambda: walk(env, n),
+            "gRPC echo": lambda: echo.bare(peer, message_bytes, n),
         }
         if remote_gym is not None:
             ways["remote-gym"] = lambda: remote_gym.walk(n // 2)
@@ -166,6 +175,7 @@ def main() -> None:
 
     figures = {
         "times_unary": ratio(one, "RemoteEnv", "unary service"),
+        "echo_times_unary": ratio(one, "gRPC echo", "unary service"),
         "times_unary_many": ratio(many, "RemoteVectorEnv", "unary service"),
         "of_in_process": ratio(many, "RemoteVectorEnv", "SyncVectorEnv"),
         "times_echo": ratio(seen, "gRPC echo", "RemoteEnv"),
@@ -177,7 +187,8 @@ def main() -> None:
     if remote_gym is not None:
         said += f", {figures['times_remote_gym']:.1f} x remote-gym"
         said += report.verdict(figures["times_remote_gym"], GOAL_TIMES_REMOTE_GYM)
-    table("One CartPole, one step per message", one, {"RemoteEnv": said})
+    floor = f"{figures['echo_times_unary']:.2f} x unary"
+    table("One CartPole, one step per message", one, {"RemoteEnv": said, "gRPC echo": floor})
     said = f"{figures['times_unary_many']:.1f} x unary"
     said += report.verdict(figures["times_unary_many"], GOAL_TIMES_UNARY_MANY)
     said += f", {figures['of_in_process']:.2f} of in-process"
