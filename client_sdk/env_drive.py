@@ -136,7 +136,8 @@ def _answer_of(handle: EnvHandle, data: bytes) -> bytes:
     hosted, steps = handle.hosted, handle.steps
     action = steps.read_one_request(data)
     if action is not None:
-        return steps.answer(hosted.step_one(action))
+        step = hosted.step_one(action)
+        return steps.one_answer(step) or steps.answer(hosted.told(step))
     actions = steps.read_request(data)
     if actions is not None:
         return steps.answer(hosted.step(actions))

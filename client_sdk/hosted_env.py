@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
-from client_sdk.wire.steps import StepMessages, Stepped
+from client_sdk.wire.steps import OneStep, StepMessages, Stepped
 from client_sdk.wire.structs import dict_of_struct, fill_struct_leniently
 
 logger = logging.getLogger(__name__)
@@ -186,15 +186,23 @@ class HostedEnv:
         columns = self._columns_of(observations, "step")
         return Stepped(columns, rewards, terminated, truncated, self._told(infos, "step"))
 
-    def step_one(self, action: Any) -> Stepped:
-        """The same for a single one and a value of its action space, by a shorter way."""
+    def step_one(self, action: Any) -> OneStep:
+        """The same for a single one and a value of its action space, by a shorter way.
+
+        Returns:
+            What it gave, for ``told``: not looked at yet but for its ends.
+        """
         if not self._running[0]:
             self._check_state()
-        observation, reward, ended, cut, info = _stepped(self._envs[0], action)
-        self._running[0] = not (ended or cut)
+        step = _stepped(self._envs[0], action)
+        self._running[0] = not (step[2] or step[3])
+        return step
+
+    def told(self, step: OneStep) -> Stepped:
+        """What to tell of a step of a single one; as ``step``."""
+        observation, reward, terminated, truncated, info = step
         columns = self._columns_of([observation], "step")
-        infos = self._told([info], "step") if info else ()
-        return Stepped(columns, (reward,), (ended,), (cut,), infos)
+        return Stepped(columns, (reward,), (terminated,), (truncated,), self._told([info], "step"))
 
     def _check_state(self) -> None:
         if not self._begun:
@@ -281,7 +289,7 @@ def _reset(env: gym.Env[Any, Any], doing: str, **how: Any) -> tuple[Any, Any]:
         raise EnvironmentFault(doing, error) from error
 
 
-def _stepped(env: gym.Env[Any, Any], action: Any) -> tuple[Any, float, bool, bool, Any]:
+def _stepped(env: gym.Env[Any, Any], action: Any) -> OneStep:
     try:
         observation, reward, terminated, truncated, info = env.step(action)
         return observation, float(reward), bool(terminated), bool(truncated), info

@@ -136,8 +136,9 @@ class RemoteClient:
         Raises:
             PolicyClientError: As in ``EnvDriver.exchange`` and ``read``; or what came is not of the space.
         """
-        data = self._exchange(actions)
-        return self._steps.read_answer(data) or self._parsed(data)
+        steps = self._current_steps()
+        data = self.driver.exchange(steps.request(actions), "step")
+        return steps.read_answer(data) or self._parsed(data)
 
     def step_one(self, action: Any) -> OneStep:
         """One step of the only one, as Gymnasium tells it.
@@ -145,12 +146,9 @@ class RemoteClient:
         Raises:
             PolicyClientError: As in ``step``; or that is no action.
         """
-        try:
-            columns = self.actions.columns_of(action, "action")
-        except Fault as fault:
-            raise error_from_fault(fault) from None
-        data = self._exchange(columns)
-        step = self._steps.read_one_answer(data)
+        steps = self._current_steps()
+        data = self.driver.exchange(steps.one_request(action) or self._request(action), "step")
+        step = steps.read_one_answer(data)
         if step is not None:
             return step
         observations, rewards, terminated, truncated, infos = self._parsed(data)
@@ -162,11 +160,17 @@ class RemoteClient:
             dict_of_struct(infos[0]) if infos else {},
         )
 
-    def _exchange(self, actions: Columns) -> bytes:
+    def _current_steps(self) -> StepMessages:
         steps = self._steps
         if steps.handle != self.driver.handle:  # made again since
             self._steps = steps = self._messages()
-        return self.driver.exchange(steps.request(actions), "step")
+        return steps
+
+    def _request(self, action: Any) -> bytes:
+        try:
+            return self._steps.request(self.actions.columns_of(action, "action"))
+        except Fault as fault:
+            raise error_from_fault(fault) from None
 
     def _parsed(self, data: bytes) -> Stepped:
         response = self.driver.read(data, "step").step

@@ -15,10 +15,10 @@ import numpy as np
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
-from client_sdk.wire.leaves import Columns, Leaf, LeafSpec, Reader
+from client_sdk.wire.leaves import Buffer, Columns, Leaf, LeafSpec, Reader
 from client_sdk.wire.trees import tree_of, wrong_keys
 
-__all__ = ["Columns", "LeafSpec", "Reader", "SpaceCodec"]
+__all__ = ["Buffer", "Columns", "LeafSpec", "Reader", "SpaceCodec"]
 
 
 class SpaceCodec:
@@ -158,13 +158,10 @@ class SpaceCodec:
         """What finds one value in bytes whose plain columns of one row begin at those offsets."""
         return self._tree.reader(iter(offsets))
 
-    def sure_reader(self, offsets: Sequence[int]) -> Reader | None:
-        """As ``reader``, but None comes of a value that ``row_faults`` ought to see.
-
-        None: there is none for this space, which is no single leaf.
-        """
-        tree = self._tree
-        return tree.sure_reader(offsets[0]) if isinstance(tree, Leaf) else None
+    @property
+    def sole_leaf(self) -> Leaf | None:
+        """The leaf that the space is; None: it has leaves inside it."""
+        return self._tree if isinstance(self._tree, Leaf) else None
 
     def row_faults(self, columns: Columns, field: str, bounds: bool = False) -> dict[int, Fault]:
         """The rows that are no values of the space, with the first fault of each.

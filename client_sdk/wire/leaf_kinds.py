@@ -15,7 +15,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from client_sdk.wire.faults import Fault, Reason
-from client_sdk.wire.leaves import Columns, Leaf, LeafSpec, child_path, kind_of, unsupported_space
+from client_sdk.wire.leaves import (
+    Buffer,
+    Columns,
+    Leaf,
+    LeafSpec,
+    child_path,
+    kind_of,
+    unsupported_space,
+)
 
 _FEW_ELEMENTS: Final = 8
 """Up to here Python's own sum is the cheapest exact test for NaN and infinity ..."""
@@ -122,6 +130,14 @@ class DiscreteLeaf(CountingLeaf):
         """A numpy integer, as the space's ``sample()`` gives."""
         return row[()] if self._own_type is None else self._own_type(row)
 
+    def plain(self, value: Any) -> Buffer | None:
+        """See ``Leaf``."""
+        if type(value) is np.int64:
+            return value.tobytes()
+        if type(value) is int and self._first <= value <= self._last:
+            return value.to_bytes(8, "little", signed=True)
+        return super().plain(value)
+
     def is_sure(self, column: NDArray[Any]) -> bool:
         """See ``Leaf``."""
         if column.size == 1:  # numpy would take longer
@@ -173,6 +189,10 @@ class TextLeaf(Leaf):
         row = np.full(limit, -1, self.dtype)
         row[: len(value)] = [ord(character) for character in value]
         return row
+
+    def plain(self, _value: Any) -> None:
+        """See ``Leaf``: a string never lies so."""
+        return
 
     def own(self, row: NDArray[Any]) -> Any:
         """A string."""

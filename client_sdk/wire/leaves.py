@@ -27,6 +27,9 @@ from client_sdk.wire.tensors import data_type_of, tensor_from_proto, wire_dtype
 Columns: TypeAlias = dict[str, NDArray[Any]]
 """N values of a space: ``[N, *shape]`` for each leaf, by the leaf's path."""
 
+Buffer: TypeAlias = bytes | memoryview
+"""Of values, to be put into a message."""
+
 Reader: TypeAlias = Callable[[bytes], Any]
 """Finds a value of a space in a message."""
 
@@ -191,6 +194,20 @@ class Leaf:
             return own(row) if is_sure(row) else None
 
         return read
+
+    def plain(self, value: Any) -> Buffer | None:
+        """One value as it lies in messages, where ``is_plain``; it may share the value's memory.
+
+        None: it is for ``collect``, and may be no value at all.
+        """
+        if (
+            type(value) is np.ndarray
+            and value.dtype == self.dtype
+            and value.shape == self.shape
+            and value.flags.c_contiguous
+        ):
+            return value.data
+        return None
 
     def own(self, row: NDArray[Any]) -> Any:
         """The value in a row of a column; the caller's to keep."""

@@ -6,14 +6,14 @@ Both ends of a ``Drive`` use it. Immutable once built; any thread.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import Columns, Reader, SpaceCodec
+from client_sdk.wire.batches import Buffer, Columns, Reader, SpaceCodec
 from client_sdk.wire.layouts import FixedLayout
 
 _MOST_BYTES = 4 * 1024 * 1024
@@ -42,6 +42,9 @@ class StepMessages:
     Where the spaces allow it, bytes go straight into messages and are found in them by their place
     (``FixedLayout``). It is for protobuf to read what has ``infos``, or comes from a peer that lays
     its messages out in another way.
+
+    Where n is 1, the methods with ``one`` in their names do the same with values instead of columns,
+    in a fraction of the time; what they answer with None is for those without.
     """
 
     def __init__(self, handle: str, observations: SpaceCodec, actions: SpaceCodec, n: int) -> None:
@@ -60,9 +63,15 @@ class StepMessages:
                 f"<{rewards}x{n}d{gaps[0]}x{n}?{gaps[1]}x{n}?"  # in the order of their numbers
             ).unpack_from
             self._observation_in = observations.reader(self._places)
-        self._action_in: Reader | None = None
-        if self._request is not None and n == 1:
-            self._action_in = actions.sure_reader(self._request.offsets)
+        self._plain_observation: Callable[[Any], Buffer | None] = _no_leaf
+        self._plain_action: Callable[[Any], Buffer | None] = _no_leaf
+        self._action_in: Reader = _no_leaf
+        if n == 1:
+            if self._answer is not None and (leaf := observations.sole_leaf) is not None:
+                self._plain_observation = leaf.plain
+            if self._request is not None and (leaf := actions.sole_leaf) is not None:
+                self._plain_action = leaf.plain
+                self._action_in = leaf.sure_reader(self._request.offsets[0])
 
     def _request_layout(self) -> FixedLayout | None:
         codec, n = self._actions, self._n
@@ -93,6 +102,11 @@ class StepMessages:
             return self._request.join(self._actions.buffers(actions))
         return self._request_message(actions).SerializeToString()
 
+    def one_request(self, action: Any) -> bytes | None:
+        """Likewise; None: it is for ``request``, or no value of the space."""
+        data = self._plain_action(action)
+        return None if data is None or self._request is None else self._request.join((data,))
+
     def _request_message(self, actions: Columns) -> pb.DriveRequest:
         request = pb.DriveRequest()
         request.step.env_handle = self.handle
@@ -108,7 +122,7 @@ class StepMessages:
         return Stepped(observations, ends[:n], ends[n : 2 * n], ends[2 * n :])
 
     def read_one_answer(self, data: bytes) -> OneStep | None:
-        """Likewise, where there is one environment: what its step gave."""
+        """Likewise."""
         if self._answer is None or not self._answer.fits(data):
             return None
         reward, terminated, truncated = self._ends_in(data)
@@ -138,8 +152,8 @@ class StepMessages:
         return self._actions.from_bytes(data, layout.offsets, self._n)
 
     def read_one_request(self, data: bytes) -> Any | None:
-        """Likewise, where there is one environment: its action, if it is surely of the space."""
-        if self._action_in is None or self._request is None or not self._request.fits(data):
+        """Likewise; None also where it is to be seen whether the space has that action."""
+        if self._request is None or not self._request.fits(data):
             return None
         return self._action_in(data)
 
@@ -151,6 +165,17 @@ class StepMessages:
         buffers, pack = self._observations.buffers(observations), self._flags.pack
         return self._answer.join(
             [*buffers, self._doubles.pack(*rewards), pack(*terminated), pack(*truncated)]
+        )
+
+    def one_answer(self, step: OneStep) -> bytes | None:
+        """Likewise; None: it is for ``answer``, or no observation of the space."""
+        observation, reward, terminated, truncated, info = step
+        data = None if info else self._plain_observation(observation)
+        if data is None or self._answer is None:
+            return None
+        pack = self._flags.pack
+        return self._answer.join(
+            (data, self._doubles.pack(reward), pack(terminated), pack(truncated))
         )
 
     def _answer_message(self, step: Stepped) -> pb.DriveResponse:
@@ -165,6 +190,11 @@ class StepMessages:
         response.terminated.extend(step.terminated)
         response.truncated.extend(step.truncated)
         response.infos.extend(step.infos)
+
+
+def _no_leaf(_value: Any) -> Any:
+    """Where a value is no single column, or not all of a message: None."""
+    return None
 
 
 def _suits(codec: SpaceCodec, n: int) -> bool:

@@ -82,6 +82,59 @@ def test_what_is_read_by_place_is_what_was_written(space: gym.Space[Any]) -> Non
 
 
 @every_space
+def test_the_shortest_way_to_write_gives_the_same_bytes(space: gym.Space[Any]) -> None:
+    space.seed(7)
+    value, codec = space.sample(), messages_of(space, space, 1)
+    columns = SpaceCodec(space).columns_of(value)
+    assert codec.one_request(value) in {None, codec.request(columns)}
+    step = Stepped(columns, (0.5,), (True,), (False,))
+    assert codec.one_answer((value, 0.5, True, False, {})) in {None, codec.answer(step)}
+    assert codec.one_answer((value, 0.5, True, False, {"lives": 3})) is None
+
+
+@pytest.mark.parametrize(
+    ("space", "values"),
+    [
+        (CHOICE, [np.int64(3), 3, np.asarray(3)]),
+        (VECTOR, [np.ones(4, np.float32)]),
+        (SPACES["image"], [np.ones(SPACES["image"].shape, np.uint8)]),
+    ],
+    ids=["choice", "vector", "image"],
+)
+def test_usual_values_go_the_shortest_way(space: gym.Space[Any], values: list[Any]) -> None:
+    codec = messages_of(space, space, 1)
+    for value in values:
+        expected = codec.request(SpaceCodec(space).columns_of(value))
+        assert codec.one_request(value) == expected
+        assert codec.read_one_request(expected) is not None
+        assert codec.one_answer((value, 0.0, False, False, {})) is not None
+
+
+@pytest.mark.parametrize(
+    ("space", "value"),
+    [
+        (VECTOR, np.ones(4, np.float64)),
+        (VECTOR, np.ones((1, 4), np.float32)),
+        (VECTOR, np.ones(8, np.float32)[::2]),
+        (VECTOR, np.ones(4, ">f4")),
+        (VECTOR, [1.0] * 4),
+        (CHOICE, 5),
+        (CHOICE, True),
+        (CHOICE, 2**64),
+        (CHOICE, 1.0),
+        (CHOICE, None),
+        (spaces.Text(5), "hello"),
+        (spaces.Text(5), np.full(5, 104, np.int32)),
+        (spaces.Dict({"a": VECTOR}), {"a": np.ones(4, np.float32)}),
+    ],
+)
+def test_whatever_needs_a_closer_look_goes_the_usual_way(space: gym.Space[Any], value: Any) -> None:
+    codec = messages_of(space, space, 1)
+    assert codec.one_request(value) is None
+    assert codec.one_answer((value, 0.0, False, False, {})) is None
+
+
+@every_space
 def test_the_answer_of_a_single_environment_has_its_value(space: gym.Space[Any]) -> None:
     columns = columns_of(space, 1)
     codec = messages_of(observations=space, n=1)
