@@ -119,6 +119,9 @@ class Display(Protocol):
     def show(self, progress: Progress) -> None:
         """After each iteration."""
 
+    def conclude(self, progress: Progress) -> None:
+        """After the last one, unless it was shown in a line that stays."""
+
     def say(self, line: str) -> None:
         """One line for the person, such as where the server listens."""
 
@@ -132,6 +135,10 @@ class Quiet:
     def show(self, progress: Progress) -> None:
         """Nothing."""
 
+    def conclude(self, progress: Progress) -> None:
+        """Print it."""
+        self.say(progress.line())
+
     def say(self, line: str) -> None:
         """Print it."""
         print(line, file=self.out, flush=True)
@@ -144,6 +151,9 @@ class PlainLines(Quiet):
     def show(self, progress: Progress) -> None:
         """Print it."""
         self.say(progress.line())
+
+    def conclude(self, progress: Progress) -> None:
+        """Nothing: it is the line above."""
 
 
 class LiveDisplay:
@@ -174,6 +184,10 @@ class LiveDisplay:
         """Redraw with it."""
         self._progress = progress
         self._live.refresh()
+
+    def conclude(self, progress: Progress) -> None:
+        """Print it: to be found in what scrolls by."""
+        self.say(progress.line())
 
     def __rich__(self) -> RenderableType:
         """The panel as it is now; called by the redrawing thread."""

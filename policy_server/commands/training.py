@@ -195,7 +195,7 @@ class _Run:
         """Say what was reached and where it is; draw the picture."""
         if not self._history:
             return
-        display.say(self._history[-1].line())
+        display.conclude(self._history[-1])
         if self._checkpoint is not None:
             display.say(f"checkpoint: {self._checkpoint}")
         picture = self._options.picture

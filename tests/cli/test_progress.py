@@ -92,6 +92,7 @@ def test_anything_but_a_terminal_gets_plain_lines():
     with open_display("PPO on CartPole-v1", 450, out=out) as display:
         display.say("policy server listening on 127.0.0.1:9900")
         display.show(progress())
+        display.conclude(progress())
     first, second = out.getvalue().splitlines()
     assert first == "policy server listening on 127.0.0.1:9900"
     assert second.startswith("iteration")
@@ -101,8 +102,11 @@ def test_quiet_says_only_what_must_be_said():
     out = io.StringIO()
     with open_display("PPO", None, quiet=True, out=out) as display:
         display.show(progress())
+        display.conclude(progress())
         display.say("checkpoint: here")
-    assert out.getvalue() == "checkpoint: here\n"
+    last, checkpoint = out.getvalue().splitlines()
+    assert last == progress().line()
+    assert checkpoint == "checkpoint: here"
 
 
 def test_terminal_gets_a_panel_with_every_figure():
