@@ -196,6 +196,8 @@ class Handshake:
             InvalidValueError: It is none of the space, or not finite.
         """
         codec = self.observation_codec
+        if (sure := codec.sure_columns(value)) is not None:
+            return sure
         try:
             columns = codec.columns_of(value)
         except Fault as fault:

@@ -51,6 +51,13 @@ class SpaceCodec:
         """What the leaf of that path looks like."""
         return self._leaves[path].spec
 
+    def sure_columns(self, value: Any) -> Columns | None:
+        """As ``columns_of``, of a value in which ``row_faults`` finds nothing: if a glance tells so.
+
+        None: look closer. Most observations are single arrays and not looked at again.
+        """
+        return self._tree.sure_columns(value)
+
     def columns_of(self, value: Any, field: str = "observation") -> Columns:
         """One value of the space as columns of N = 1.
 

@@ -157,6 +157,10 @@ class TextLeaf(Leaf):
         self._space: spaces.Text = spec.space  # type: ignore[assignment]
         self._code_points = np.array(sorted(map(ord, self._space.character_set)), np.int32)
 
+    def sure_columns(self, _value: Any) -> Columns | None:
+        """None: strings are no arrays."""
+        return None
+
     def collect(self, value: Any, field: str, columns: Columns) -> None:
         """See ``Leaf``."""
         columns[self.path] = self._row_of(value, field)[None]

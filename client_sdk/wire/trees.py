@@ -25,6 +25,10 @@ class Tree(Protocol):
         """All of them, in the space's order."""
         ...
 
+    def sure_columns(self, value: Any) -> Columns | None:
+        """The columns of one value, if a glance tells that there is no fault in it."""
+        ...
+
     def collect(self, value: Any, field: str, columns: Columns) -> None:
         """Add the columns of one value."""
         ...
@@ -64,6 +68,9 @@ class _DictNode:
             )
         if value.keys() != self._children.keys():
             raise wrong_keys("key", self._children, value, field + self._suffix)
+
+    def sure_columns(self, _value: Any) -> Columns | None:
+        return None  # it takes more than a glance
 
     def collect(self, value: Any, field: str, columns: Columns) -> None:
         self._check(value, field)
@@ -110,6 +117,9 @@ class _TupleNode:
             f"expected a tuple of {len(self._children)}, got {got}",
             field + self._suffix,
         )
+
+    def sure_columns(self, _value: Any) -> Columns | None:
+        return None  # it takes more than a glance
 
     def collect(self, value: Any, field: str, columns: Columns) -> None:
         self._check(value, field)

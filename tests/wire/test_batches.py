@@ -147,6 +147,48 @@ def test_columns_have_the_shape_and_dtype_of_their_leaf(space: gym.Space[Any]) -
 
 
 @every_space
+def test_a_glance_finds_what_a_closer_look_finds(space: gym.Space[Any]) -> None:
+    codec = SpaceCodec(space)
+    space.seed(5)
+    value = space.sample()
+    sure = codec.sure_columns(value)
+    if isinstance(value, np.ndarray) and codec.is_plain and value.size:
+        assert sure is not None
+    if sure is not None:
+        columns = codec.columns_of(value)
+        assert not codec.row_faults(columns, "observation")
+        assert sure.keys() == columns.keys()
+        for path, column in columns.items():
+            assert sure[path].dtype == column.dtype
+            np.testing.assert_array_equal(sure[path], column)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([0, np.nan], np.float32),
+        np.array([np.inf, 0], np.float32),
+        np.array([0, 0], np.float64),
+        np.array([0, 0, 0], np.float32),
+        np.array(0, np.float32),
+        [0.0, 0.0],
+        np.array(["a", "b"]),
+        None,
+    ],
+    ids=str,
+)
+def test_a_glance_is_not_enough_for_what_is_not_as_it_should_be(value: Any) -> None:
+    assert SpaceCodec(spaces.Box(-1, 1, (2,))).sure_columns(value) is None
+
+
+def test_a_glance_is_not_enough_for_integers_outside_their_space() -> None:
+    codec = SpaceCodec(spaces.MultiDiscrete([3, 3]))
+    assert codec.sure_columns(np.array([2, 2])) is not None
+    assert codec.sure_columns(np.array([2, 3])) is None
+    assert codec.sure_columns(np.array([-1, 2])) is None
+
+
+@every_space
 def test_a_codec_can_be_pickled_and_copied(space: gym.Space[Any]) -> None:
     codec = SpaceCodec(space)
     value = samples_of(space, 1)[0]
