@@ -187,13 +187,16 @@ class HostedEnv:
         return Stepped(columns, rewards, terminated, truncated, self._told(infos, "step"))
 
     def step_one(self, action: Any) -> OneStep:
-        """The same for a single one and a value of its action space, by a shorter way.
+        """The same where there is but one, with a value of its action space, by a shorter way.
 
         Returns:
             What it gave, for ``told``: not looked at yet but for its ends.
         """
         if not self._running[0]:
             self._check_state()
+            observation, info = _reset(self._envs[0], "step")
+            self._running[0] = True
+            return observation, 0.0, False, False, info
         step = _stepped(self._envs[0], action)
         self._running[0] = not (step[2] or step[3])
         return step
