@@ -40,8 +40,14 @@ class AsyncEpisode:
         actor, track = self._client._check(), self._track
         if track.ended:
             track.check_running()
-        with Alone(track):
+        # As ``Alone``, written out: this is every step.
+        if track.busy:
+            raise in_use(track)
+        track.busy = True
+        try:
             return await actor.act(track, observation, reward)
+        finally:
+            track.busy = False
 
     async def log_action(
         self, observation: Any, action: Any, logp: float | None = None, reward: float = 0.0
@@ -163,11 +169,15 @@ class Alone:
     def __enter__(self) -> None:
         track = self._track
         if track.busy:
-            raise ConcurrentUseError(
-                f"another task waits for an answer to episode {track}: one call for an episode at "
-                "a time"
-            )
+            raise in_use(track)
         track.busy = True
 
     def __exit__(self, *exception: object) -> None:
         self._track.busy = False
+
+
+def in_use(track: EpisodeTrack | BatchTrack) -> ConcurrentUseError:
+    """The error for a second call."""
+    return ConcurrentUseError(
+        f"another task waits for an answer to episode {track}: one call for an episode at a time"
+    )
