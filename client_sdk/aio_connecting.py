@@ -10,10 +10,9 @@ from client_sdk.aio_transport import AioConnection
 from client_sdk.attempts import MAX_REDIRECTS, Attempts
 from client_sdk.call_errors import Disconnected
 from client_sdk.config import Address
-from client_sdk.connecting import verdict
+from client_sdk.connecting import report, verdict
 from client_sdk.endpoint import Endpoint
 from client_sdk.errors import ConnectError, PolicyClientError
-from client_sdk.log import logger
 from client_sdk.wire import policyserver_pb2 as pb
 
 
@@ -50,6 +49,5 @@ async def keep_trying(
         delay_s = attempts.delay_s(now, failure)
         if delay_s is None:
             raise await asyncio.to_thread(verdict, endpoint, attempts, failure, now)
-        if (news := attempts.news(now)) is not None:
-            logger.info("%s %s", endpoint.address, news)
+        await asyncio.to_thread(report, endpoint, attempts, failure, now)
         await asyncio.sleep(delay_s)

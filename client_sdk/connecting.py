@@ -13,7 +13,7 @@ from client_sdk.call_errors import Disconnected
 from client_sdk.config import Address
 from client_sdk.diagnosis import diagnose
 from client_sdk.endpoint import Endpoint
-from client_sdk.errors import ConnectError, PolicyClientError
+from client_sdk.errors import ConnectError, PolicyClientError, TlsError
 from client_sdk.log import logger
 from client_sdk.transport import Connection
 from client_sdk.wire import policyserver_pb2 as pb
@@ -75,9 +75,27 @@ def keep_trying(
         delay_s = attempts.delay_s(now, failure)
         if delay_s is None:
             raise verdict(endpoint, attempts, failure, now)
-        if (news := attempts.news(now)) is not None:
-            logger.info("%s %s", endpoint.address, news)
+        report(endpoint, attempts, failure, now)
         pause(delay_s)
+
+
+def report(
+    endpoint: Endpoint, attempts: Attempts, failure: PolicyClientError | Disconnected, now: float
+) -> None:
+    """Tell, once and not at once, that this takes long; and look whether it is in vain. Blocking.
+
+    Raises:
+        TlsError: The server speaks TLS and this client does not. gRPC cannot tell that from a
+            server that is not up yet.
+    """
+    news = attempts.news(now)
+    if news is None:
+        return
+    logger.info("%s %s", endpoint.address, news)
+    if endpoint.tls is None and isinstance(
+        found := verdict(endpoint, attempts, failure, now), TlsError
+    ):
+        raise found
 
 
 def verdict(

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from client_sdk.attempts import Attempts
 from client_sdk.call_errors import Disconnected, Overdue
 from client_sdk.channel import Stream
-from client_sdk.connecting import verdict
+from client_sdk.connecting import report, verdict
 from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import (
@@ -105,6 +105,7 @@ class EnvDriver:
             delay_s = attempts.delay_s(now, failure)
             if delay_s is None:
                 raise verdict(self._endpoint, attempts, failure, now)
+            report(self._endpoint, attempts, failure, now)
             time.sleep(delay_s)
 
     def _open(self, timeout_s: float) -> None:
