@@ -39,8 +39,9 @@ _T = TypeVar("_T")
 _Frame: TypeAlias = NDArray[np.uint8]
 _Show: TypeAlias = Callable[[_Frame], bool]
 """Shows a frame; whether anybody wants another."""
-_Finish: TypeAlias = Callable[[], bool]
-"""Whether what was asked for is there."""
+
+_SILENT_S = 1.0
+"""Without a frame for so long, a person wants to know what is waited for."""
 
 _EXAMPLES = """\
 examples:
@@ -103,25 +104,34 @@ def run(options: argparse.Namespace) -> int:
         return _failed(EXIT_USAGE, str(error))
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         return _failed(EXIT_FAILED, str(error))
+    what = "waiting at %s for somebody to step an environment that is rendered"
+    silence = threading.Timer(_SILENT_S, logger.info, (what, address))
+    silence.start()
+    seen = 0
     try:
         try:
             with contextlib.closing(_frames(endpoint, options)) as frames:
-                for count, frame in enumerate(frames):
+                for seen, frame in enumerate(frames, start=1):
+                    silence.cancel()
                     if not show(frame):
                         break
-                    if count == 0:
+                    if seen == 1:
                         target = f"; recording to {options.out}" if options.out else ""
                         print(f"watching {address}{target}", flush=True)
         finally:
-            finished = finish()
+            silence.cancel()
+            finish()
     except PolicyClientError as error:
         return _failed(EXIT_FAILED, str(error))
     except OSError as error:
         return _failed(EXIT_FAILED, f"cannot write {options.out}: {error}")
-    return 0 if finished else EXIT_FAILED
+    if seen:
+        return 0
+    unwritten = f"; {options.out} is not written" if options.out else ""
+    return _failed(EXIT_FAILED, f"no frame came{unwritten}")
 
 
-def _sink(options: argparse.Namespace, address: Address) -> tuple[_Show, _Finish]:
+def _sink(options: argparse.Namespace, address: Address) -> tuple[_Show, Callable[[], None]]:
     """Where frames go, and what ends it."""
     if options.out is None:
         viewer = Viewer(address)
@@ -130,24 +140,17 @@ def _sink(options: argparse.Namespace, address: Address) -> tuple[_Show, _Finish
             viewer.show(frame, options.fps)
             return not viewer.dismissed
 
-        def close() -> bool:
-            viewer.close()
-            return True
-
-        return show, close
+        return show, viewer.close
     video = VideoFile(options.out, options.fps)
 
     def add(frame: _Frame) -> bool:
         video.add(frame)
         return True
 
-    def finish() -> bool:
+    def finish() -> None:
         video.close()
         if video.frames:
             print(f"wrote {video.frames} frames to {options.out}", flush=True)
-        else:
-            print(f"policy-client: no frame came; {options.out} is not written", file=sys.stderr)
-        return video.frames > 0
 
     return add, finish
 

@@ -364,18 +364,23 @@ def test_a_video_whose_encoder_dies_is_an_error_and_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_video_without_a_frame_is_no_success(tmp_path):
+@pytest.mark.parametrize("out", [["--out", "run.mp4"], []])
+def test_a_wait_for_frames_is_told_and_one_in_vain_is_no_success(tmp_path, out):
     pytest.importorskip("imageio", reason="the extra `video`")
     with hosting("CartPole-v1") as host:  # and nobody steps it
         done = subprocess.run(
-            [*WATCH, host.address, "--out", str(tmp_path / "run.mp4"), "--seconds", "0.5"],
+            [*WATCH, host.address, *out, "--seconds", "1.5"],
+            cwd=tmp_path,
+            env=SCREENLESS,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
     assert done.returncode == 1
-    assert "not written" in done.stderr
+    assert f"waiting at {host.address} for somebody to step" in done.stderr
+    assert "no frame came" in done.stderr
+    assert ("run.mp4 is not written" in done.stderr) == bool(out)
     assert list(tmp_path.iterdir()) == []
 
 
