@@ -88,7 +88,7 @@ class EnvSource:
 def _function_of(name: str) -> EnvFunction | None:
     """What ``module:function`` names; None: it is no such name."""
     module, separator, attribute = name.partition(":")
-    if not separator:
+    if not (module and separator):
         return None
     found = getattr(importlib.import_module(module), attribute, None)
     return found if callable(found) else None

@@ -50,6 +50,13 @@ class RemoteShell:
 
     __str__ = __repr__
 
+    def __getstate__(self) -> object:
+        # A copy would close the environment of the original at its own end.
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled: the environment on the host is "
+            "for this object alone. Make another one where it is needed"
+        )
+
     def __del__(self) -> None:
         if self._remote is not None:
             self._remote.forget(self)

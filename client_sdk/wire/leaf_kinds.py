@@ -67,7 +67,10 @@ class BoxLeaf(Leaf):
         if not self.is_sure(column):  # it may be mere overflow
             finite = np.abs(column) <= FLOAT32_MAX if self._is_wide else np.isfinite(column)
             if not finite.all():
-                self.note(~finite, column, field, faults, Reason.NOT_FINITE, "a finite number")
+                expected = (
+                    "a number that is finite in float32" if self._is_wide else "a finite number"
+                )
+                self.note(~finite, column, field, faults, Reason.NOT_FINITE, expected)
 
     def find_outside(self, column: NDArray[Any], field: str, faults: dict[int, Fault]) -> None:
         """See ``Leaf``."""

@@ -23,13 +23,14 @@ def fill_struct(struct: struct_pb2.Struct, values: Mapping[Any, Any]) -> None:
     """Write a dict into an empty message. Integers become doubles, arrays and tuples lists.
 
     Raises:
-        Unsendable: A key is no string, or a value nothing of the kind.
+        Unsendable: A key is no string, a value nothing of the kind, or an integer not the double
+            that it becomes.
     """
-    _fill_struct(struct, values, "", 0)
+    _fill_struct(struct, values, "", 0, exact=True)
 
 
 def fill_struct_leniently(struct: struct_pb2.Struct, values: Mapping[Any, Any]) -> list[str]:
-    """Likewise, but leave out what cannot be sent.
+    """Likewise, but round integers where a double must, and leave out what cannot be sent.
 
     Returns:
         What was left out and why, one sentence each.
@@ -39,7 +40,7 @@ def fill_struct_leniently(struct: struct_pb2.Struct, values: Mapping[Any, Any]) 
     for key, value in values.items():
         try:
             _check_key(key, "")
-            _fill_value(fields[key], value, repr(key), 0)
+            _fill_value(fields[key], value, repr(key), 0, exact=False)
         except Unsendable as error:
             if isinstance(key, str):
                 del fields[key]
@@ -60,17 +61,20 @@ def dict_of_struct(struct: struct_pb2.Struct, *, whole_numbers: bool = False) ->
 
 
 def _fill_struct(
-    struct: struct_pb2.Struct, values: Mapping[Any, Any], where: str, depth: int
+    struct: struct_pb2.Struct, values: Mapping[Any, Any], where: str, depth: int, *, exact: bool
 ) -> None:
     if not isinstance(values, Mapping):
         raise Unsendable(f"expected a dict, got {type(values).__name__}")
     struct.SetInParent()
     for key, value in values.items():
         _check_key(key, where)
-        _fill_value(struct.fields[key], value, f"{where}[{key!r}]" if where else repr(key), depth)
+        path = f"{where}[{key!r}]" if where else repr(key)
+        _fill_value(struct.fields[key], value, path, depth, exact=exact)
 
 
-def _fill_value(target: struct_pb2.Value, value: Any, where: str, depth: int) -> None:
+def _fill_value(
+    target: struct_pb2.Value, value: Any, where: str, depth: int, *, exact: bool
+) -> None:
     if depth > _MAX_DEPTH:
         raise Unsendable(f"{where}: expected at most {_MAX_DEPTH} dicts or lists inside each other")
     if isinstance(value, np.ndarray | np.generic):
@@ -84,18 +88,22 @@ def _fill_value(target: struct_pb2.Value, value: Any, where: str, depth: int) ->
             target.number_value = value
         except OverflowError:
             raise Unsendable(f"{where}: expected a number within a double's range") from None
+        if exact and isinstance(value, int) and target.number_value != value:
+            raise Unsendable(
+                f"{where}: expected a number that a double holds, got {value}. Send it as a string"
+            )
     elif isinstance(value, str):
         try:
             target.string_value = value
         except ValueError:  # a lone surrogate
             raise Unsendable(f"{where}: expected a string that UTF-8 can hold") from None
     elif isinstance(value, Mapping):
-        _fill_struct(target.struct_value, value, where, depth + 1)
+        _fill_struct(target.struct_value, value, where, depth + 1, exact=exact)
     elif isinstance(value, list | tuple):
         items = target.list_value
         items.SetInParent()
         for index, item in enumerate(value):
-            _fill_value(items.values.add(), item, f"{where}[{index}]", depth + 1)
+            _fill_value(items.values.add(), item, f"{where}[{index}]", depth + 1, exact=exact)
     else:
         raise Unsendable(
             f"{where}: expected a number, a string, a bool, None, or lists and dicts of them, got "

@@ -186,6 +186,8 @@ def test_options_that_json_does_not_know_are_refused_by_name(env, script):
         env.reset(options={"map": {"walls": object()}})
     with pytest.raises(InvalidValueError, match="'far': expected a number within a double's range"):
         env.reset(options={"far": 10**400})
+    with pytest.raises(InvalidValueError, match=r"'id': expected a number that a double holds"):
+        env.reset(options={"id": 2**53 + 1})
     with pytest.raises(InvalidValueError, match="options: expected a dict, got list"):
         env.reset(options=["level", 3])
     env.reset(options={"level": 3, "map": np.arange(3), "name": None, "rate": 0.5})

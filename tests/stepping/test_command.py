@@ -85,6 +85,7 @@ def test_it_hosts_a_function_of_a_module_beside_it_with_arguments(tmp_path):
         ([], "ENV"),
         (["NoSuchEnv-v3"], "NoSuchEnv"),
         (["no_such_module:make"], "no_such_module"),
+        ([":make"], "cannot host ':make'"),
         (["json:no_such_function"], "the module 'json' has no function 'no_such_function'"),
         (["json:__doc__"], "the module 'json' has no function '__doc__'"),
         (["CartPole-v1", "--port", "many"], "--port"),

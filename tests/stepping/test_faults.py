@@ -1,5 +1,7 @@
 """What goes wrong while environments are stepped, and what is left afterwards."""
 
+import copy
+import pickle
 import signal
 import socket
 import subprocess
@@ -507,6 +509,14 @@ def test_closing_is_idempotent_and_final(kind):
         env.close()
         with pytest.raises(ClosedClientError, match=f"this {kind.__name__} is closed"):
             env.reset()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_environment_cannot_be_copied_and_says_so(duplicate):
+    with hosting("CartPole-v1") as host, RemoteEnv(host.address) as env:
+        with pytest.raises(TypeError, match="a RemoteEnv cannot be copied or pickled"):
+            duplicate(env)
+        env.reset()
 
 
 @pytest.mark.parametrize("kind", [RemoteEnv, RemoteVectorEnv])

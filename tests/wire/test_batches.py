@@ -614,6 +614,12 @@ def test_a_number_that_is_not_finite_is_told_with_its_place() -> None:
     assert fault.message == "expected a finite number at [0, 1], got nan"
 
 
+def test_a_number_beyond_float32_is_told_as_such() -> None:
+    codec = SpaceCodec(spaces.Box(-INF, INF, (2,), np.float64))
+    (fault,) = codec.row_faults({"": np.array([[0.0, 1e300]])}, "actions").values()
+    assert fault.message == "expected a number that is finite in float32 at [1], got 1e+300"
+
+
 def test_each_bad_row_has_one_fault_though_several_leaves_are_bad() -> None:
     codec = SpaceCodec(spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(2)))
     columns = codec.zeros(4)
