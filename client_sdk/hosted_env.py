@@ -84,7 +84,7 @@ class HostedEnv:
         self._envs: list[gym.Env[Any, Any]] = []
         try:
             for _ in range(self.n):
-                self._envs.append(_guarded("make", make))
+                self._envs.append(_guarded("make", lambda: _environment(make())))
             self._read_spaces()
         except BaseException:
             self.close()
@@ -167,7 +167,8 @@ class HostedEnv:
         running = self._running
         for row, fault in self._actions.row_faults(actions, "actions").items():
             if running[row]:
-                raise Fault(fault.reason, f"row {row}: {fault.message}", fault.field)
+                where = f"row {row}: " if self._autoreset else ""
+                raise Fault(fault.reason, f"{where}{fault.message}", fault.field)
         value = self._actions.value
         observations, infos = [], []
         rewards, terminated, truncated = [], [], []
@@ -282,6 +283,16 @@ class HostedEnv:
             except BaseException:  # it is gone all the same
                 logger.warning("an environment failed in close", exc_info=True)
         self._envs = []
+
+
+def _environment(made: Any) -> gym.Env[Any, Any]:
+    """What was made, if it can be hosted at all: a function may return anything."""
+    if not isinstance(made, gym.Env):
+        raise TypeError(f"expected a gymnasium.Env, got {type(made).__name__}")
+    for name in ("observation_space", "action_space"):
+        if not isinstance(space := getattr(made, name, None), gym.Space):
+            raise TypeError(f"expected a gymnasium.Space as {name}, got {type(space).__name__}")
+    return made
 
 
 def _reset(env: gym.Env[Any, Any], doing: str, **how: Any) -> tuple[Any, Any]:

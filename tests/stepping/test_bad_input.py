@@ -96,7 +96,7 @@ def bare(host):
         (0.5, "expected int64"),
         ("left", "got str 'left'"),
         (None, "got None"),
-        (7, "expected 0 to 2, got 7"),
+        (7, "actions: expected 0 to 2, got 7"),
         (-1, "expected 0 to 2, got -1"),
     ],
 )

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -126,6 +127,21 @@ def test_an_environment_that_cannot_be_made_says_why_and_counts_for_nothing():
             ):
                 RemoteEnv(host.address)
         assert host.open_envs == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (None, "expected a gymnasium.Env, got NoneType"),
+        (gym.Env(), "expected a gymnasium.Space as observation_space, got NoneType"),
+    ],
+)
+def test_what_is_no_environment_is_told_to_whoever_wants_one(made, says):
+    with (
+        hosting(lambda: made) as host,
+        pytest.raises(EnvironmentFailedError, match=f"failed in make: TypeError: {says}"),
+    ):
+        RemoteEnv(host.address)
 
 
 def test_when_one_of_many_cannot_be_made_the_others_are_closed():
