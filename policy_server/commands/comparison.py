@@ -72,7 +72,7 @@ def compare(options: CompareOptions, say: Callable[[str], None] = print) -> None
     if missing := [way for way in options.ways if not (EXAMPLES / f"{way}.py").is_file()]:
         raise ComparisonError(
             f"no such file: {EXAMPLES / missing[0]}.py. The comparison runs the examples beside "
-            "the sources: run it in a checkout"
+            "the sources: install a checkout with `pip install -e`, or run `make compare` in it"
         )
     options.out.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []

@@ -47,13 +47,11 @@ def draw_comparison(
         axes.set_xlabel(label, color=style.MUTED)
     by_time.set_ylabel("mean episode return", color=style.MUTED)
     handles, _ = by_steps.get_legend_handles_labels()  # maybe none
-    by_steps.legend(
-        handles=handles, loc="lower right", frameon=False, labelcolor=style.MUTED, fontsize=9
-    )
+    by_steps.legend(handles=handles, loc="best", frameon=False, labelcolor=style.MUTED, fontsize=9)
     seeds = len({run["seed"] for run in runs})
     style.title(figure, "PPO on CartPole-v1, one way to the environment beside the other")
     by_time.set_title(
-        f"median, lowest and highest of {seeds} seed{'s' if seeds > 1 else ''}",
+        f"median, lowest and highest of {seeds} seeds" if seeds > 1 else "a single seed",
         loc="left",
         fontsize=10,
         color=style.MUTED,

@@ -76,4 +76,4 @@ def test_training_that_fails_ends_the_comparison_and_leaves_what_was_measured(
 def test_without_the_examples_it_says_what_it_needs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(comparison, "EXAMPLES", tmp_path)
     assert cli.main(["compare", "--ways", "remote", "--out", str(tmp_path / "out")]) == 1
-    assert "run it in a checkout" in capsys.readouterr().err
+    assert "install a checkout with `pip install -e`" in capsys.readouterr().err
