@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -46,6 +47,7 @@ class ActStream:
         self._context = context
         self._sessions = sessions
         self._acting = acting
+        self._plain_rows = acting.plain_rows()
         # One request for each open episode may wait; whatever is beyond that repeats itself.
         self._max_asks = max_open_episodes + _MAX_UNREAD
         self._outbox: deque[bytes] = deque()  # serialized answers
@@ -120,15 +122,26 @@ class ActStream:
                 self._sessions.leave(self._session, self)
 
     def _take(self, data: bytes) -> None:
-        message = parse(pb.StreamActRequest, data)
-        act, number = message.act, message.request
+        # A session's end ends its streams, and while there is one its lease does not run.
+        session = self._session
+        if session is not None and (row := self._plain_rows.read(data)) is not None:
+            self._ask(row.request, self._acting.begin_plain, session, row, self._answer)
+        else:
+            message = parse(pb.StreamActRequest, data)
+            self._ask(message.request, self._begin, message)
+
+    def _begin(self, message: pb.StreamActRequest) -> Ask:
+        session, act = self._session, message.act
+        if session is None or act.session_id != session.session_id:
+            session = self._enter(act)
+        ask = self._acting.begin(session, act, self._answer, message.request)
+        self._plain_rows.learn(message)
+        return ask
+
+    def _ask(self, number: int, begin: Callable[..., Ask], *arguments: Any) -> None:
         self._taking = True
         try:
-            session = self._session
-            # A session's end ends its streams, and while there is one its lease does not run.
-            if session is None or act.session_id != session.session_id:
-                session = self._enter(act)
-            ask = self._acting.begin(session, act, self._answer, number)
+            ask = begin(*arguments)
         except Exception as error:  # told in band: the stream goes on
             self._refuse(number, as_fault(error, "handling a request failed"))
             return
@@ -145,6 +158,7 @@ class ActStream:
             if self._session is not None:
                 self._sessions.leave(self._session, self)
             self._session = session
+            self._plain_rows.forget()
         return session
 
     def _answer(self, ask: Ask, fault: Fault | None) -> None:

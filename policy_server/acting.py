@@ -15,6 +15,7 @@ from policy_server.answers import AnswerEncoder
 from policy_server.batcher import Batcher
 from policy_server.episodes import EpisodeStore
 from policy_server.faults import incidents
+from policy_server.plain_rows import PlainRow, PlainRowReader
 from policy_server.requests import Ask
 from policy_server.rows import RowRecorder
 from policy_server.sessions import Session
@@ -69,8 +70,7 @@ class Acting:
                 "session_id",
             )
         book = session.book
-        recorder = self._recorder
-        groups = recorder.decode(request)
+        groups = self._recorder.decode(request)
         metrics = request.metrics
         if metrics:
             check_metrics(metrics)
@@ -81,16 +81,31 @@ class Acting:
         for noted in metrics:
             book.note_metrics(noted.episode, noted.values)
         for group in groups:
-            recorder.record(group, book, ask)
+            self._recorder.record(group, book, ask)
         for noted in metrics:
             book.note_metrics(noted.episode, noted.values)
+        self._submit(ask)
+        return ask
+
+    def begin_plain(self, session: Session, row: PlainRow, done: Done) -> Ask:
+        """As ``begin``, for a request of a stream that says no more than that."""
+        group = self._recorder.plain(row)
+        ask = Ask([group], done, row.request)
+        self._recorder.record(group, session.book, ask)
+        self._submit(ask)
+        return ask
+
+    def _submit(self, ask: Ask) -> None:
         self.requests += 1
         self._store.settle()
         if ask.asked:
             self._batcher.submit(ask)
         elif not ask.missing:
             ask.finish(None)
-        return ask
+
+    def plain_rows(self) -> PlainRowReader:
+        """For one stream."""
+        return PlainRowReader(self._recorder.observations)
 
     def response(self, ask: Ask) -> pb.ActResponse:
         """The answer to a request that came alone.

@@ -11,12 +11,13 @@ import functools
 import numpy as np
 
 from client_sdk.wire import policyserver_pb2 as pb
-from client_sdk.wire.batches import SpaceCodec
+from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.faults import Fault, Reason
 from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from policy_server.actions import LoggedActions
 from policy_server.episodes import EpisodeBook
 from policy_server.masks import mask_path, nothing_allowed
+from policy_server.plain_rows import PlainRow
 from policy_server.refusals import logp_required, unknown_agent
 from policy_server.requests import Ask, Fields, Group, fields_of
 from policy_server.terms import Terms
@@ -26,10 +27,14 @@ _ONLY_AGENT = ""
 
 
 class RowRecorder:
-    """Knows the spaces, and what a row may be."""
+    """Knows the spaces, and what a row may be.
+
+    Attributes:
+        observations: Codec of the observation space.
+    """
 
     def __init__(self, terms: Terms, *, max_rows: int) -> None:
-        self._observations = SpaceCodec(terms.observation_space)
+        self.observations = SpaceCodec(terms.observation_space)
         self._actions = SpaceCodec(terms.action_space)
         self._logged = LoggedActions(terms.action_space, normalize=terms.normalize_actions)
         self._mask = mask_path(terms.observation_space, terms.action_space)
@@ -89,11 +94,9 @@ class RowRecorder:
                         f"{fields.statuses}[{index}]",
                     )
         if message.HasField("observations"):
-            codec = self._observations
-            group.observations = codec.decode(message.observations, n, fields.observations)
-            group.faults = codec.row_faults(group.observations, fields.observations)
-            if self._mask is not None:
-                self._check_mask(group, self._mask)
+            codec = self.observations
+            columns = codec.decode(message.observations, n, fields.observations)
+            self._take_observations(group, columns)
         else:
             self._check_observations_optional(group, n)
         if message.HasField("logged_actions"):
@@ -105,9 +108,21 @@ class RowRecorder:
                 "both, or neither to ask for actions",
                 fields.logged_logps,
             )
-        if not sum(map(abs, rewards)) <= FLOAT32_MAX:  # NaN neither
-            _note_not_finite(group.faults, rewards, fields.rewards, "reward")
+        _check_rewards(group)
         return group
+
+    def plain(self, row: PlainRow) -> Group:
+        """The group of a request that was not parsed."""
+        group = Group(fields_of(0), [row.episode], [row.step], [row.reward])
+        self._take_observations(group, row.observations)
+        _check_rewards(group)
+        return group
+
+    def _take_observations(self, group: Group, columns: Columns) -> None:
+        group.observations = columns
+        group.faults = self.observations.row_faults(columns, group.fields.observations)
+        if self._mask is not None:
+            self._check_mask(group, self._mask)
 
     def _check_mask(self, group: Group, path: str) -> None:
         masks = (group.observations or {})[path]
@@ -297,6 +312,11 @@ def _wrong_length(field: str, got: int, expected: int) -> Fault:
         f"expected {expected} entries, one per entry of episodes, got {got}",
         field,
     )
+
+
+def _check_rewards(group: Group) -> None:
+    if not sum(map(abs, group.rewards)) <= FLOAT32_MAX:  # NaN neither
+        _note_not_finite(group.faults, group.rewards, group.fields.rewards, "reward")
 
 
 def _note_not_finite(faults: dict[int, Fault], values: list[float], field: str, what: str) -> None:
