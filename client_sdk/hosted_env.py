@@ -29,11 +29,12 @@ _T = TypeVar("_T")
 class EnvironmentFault(Fault):
     """The environment itself raised, or gave what its spaces do not hold: it must be closed."""
 
-    def __init__(self, doing: str, error: BaseException) -> None:
+    def __init__(self, doing: str, error: BaseException, number: int | None = None) -> None:
         said = _said(error)
+        which = "the environment" if number is None else f"environment {number}"
         super().__init__(
             Reason.ENVIRONMENT_FAILED,
-            f"the environment failed in {doing}: {type(error).__name__}{': ' if said else ''}{said}",
+            f"{which} failed in {doing}: {type(error).__name__}{': ' if said else ''}{said}",
         )
 
 
@@ -81,6 +82,8 @@ class HostedEnv:
         """
         self.n = num_envs or 1
         self._autoreset = num_envs > 0
+        # Which one failed; None where there is but one.
+        self._numbers: Sequence[int | None] = range(self.n) if self._autoreset else (None,)
         self._envs: list[gym.Env[Any, Any]] = []
         try:
             for _ in range(self.n):
@@ -140,8 +143,8 @@ class HostedEnv:
         if request.HasField("options"):
             options = dict_of_struct(request.options, whole_numbers=True)
         observations, infos = [], []
-        for env, seed in zip(self._envs, seeds, strict=True):
-            observation, info = _reset(env, "reset", seed=seed, options=options)
+        for number, env, seed in zip(self._numbers, self._envs, seeds, strict=True):
+            observation, info = _reset(env, "reset", number, seed=seed, options=options)
             observations.append(observation)
             infos.append(info)
         self._running = [True] * self.n
@@ -169,14 +172,16 @@ class HostedEnv:
             if running[row]:
                 where = f"row {row}: " if self._autoreset else ""
                 raise Fault(fault.reason, f"{where}{fault.message}", fault.field)
-        value = self._actions.value
+        value, numbers = self._actions.value, self._numbers
         observations, infos = [], []
         rewards, terminated, truncated = [], [], []
         for row, env in enumerate(self._envs):
             if running[row]:
-                observation, reward, ended, cut, info = _stepped(env, value(actions, row))
+                observation, reward, ended, cut, info = _stepped(
+                    env, value(actions, row), numbers[row]
+                )
             else:
-                observation, info = _reset(env, "step")
+                observation, info = _reset(env, "step", numbers[row])
                 reward, ended, cut = 0.0, False, False
             observations.append(observation)
             infos.append(info)
@@ -195,10 +200,10 @@ class HostedEnv:
         """
         if not self._running[0]:
             self._check_state()
-            observation, info = _reset(self._envs[0], "step")
+            observation, info = _reset(self._envs[0], "step", self._numbers[0])
             self._running[0] = True
             return observation, 0.0, False, False, info
-        step = _stepped(self._envs[0], action)
+        step = _stepped(self._envs[0], action, self._numbers[0])
         self._running[0] = not (step[2] or step[3])
         return step
 
@@ -295,20 +300,20 @@ def _environment(made: Any) -> gym.Env[Any, Any]:
     return made
 
 
-def _reset(env: gym.Env[Any, Any], doing: str, **how: Any) -> tuple[Any, Any]:
+def _reset(env: gym.Env[Any, Any], doing: str, number: int | None, **how: Any) -> tuple[Any, Any]:
     try:
         observation, info = env.reset(**how)
         return observation, info
     except BaseException as error:  # even SystemExit: it is the environment's, not ours
-        raise EnvironmentFault(doing, error) from error
+        raise EnvironmentFault(doing, error, number) from error
 
 
-def _stepped(env: gym.Env[Any, Any], action: Any) -> OneStep:
+def _stepped(env: gym.Env[Any, Any], action: Any, number: int | None) -> OneStep:
     try:
         observation, reward, terminated, truncated, info = env.step(action)
         return observation, float(reward), bool(terminated), bool(truncated), info
     except BaseException as error:  # even SystemExit: it is the environment's, not ours
-        raise EnvironmentFault("step", error) from error
+        raise EnvironmentFault("step", error, number) from error
 
 
 def _guarded(doing: str, call: Callable[[], _T]) -> _T:

@@ -164,7 +164,9 @@ def test_when_one_of_many_raises_all_of_them_are_closed_and_nobody_elses():
         script.then["step"] = lambda: (
             raises(ValueError("fell"))() if script.count("step") > 1 else 0
         )
-        with pytest.raises(EnvironmentFailedError, match="failed in step: ValueError: fell"):
+        with pytest.raises(
+            EnvironmentFailedError, match="environment 1 failed in step: ValueError: fell"
+        ):
             envs.step([0, 0, 0])
         wait_for(lambda: script.count("close") == 3)
         del script.then["step"]
