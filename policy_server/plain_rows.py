@@ -6,10 +6,8 @@ Loop thread only; one for each stream.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from client_sdk.answers import leading_number
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.layouts import FixedLayout
@@ -21,8 +19,8 @@ much."""
 _MOST_VARINT_BYTES = 4
 """Of a number that is read by its place: up to 2^28."""
 
-_PARSED_BETWEEN_LESSONS = 64
-"""Requests, at least: a lesson costs as much as parsing about so many."""
+_PARSED_BETWEEN_LESSONS = 16
+"""Requests, at least: a lesson costs what so many are spared."""
 
 _DOUBLE = struct.Struct("<d")
 
@@ -56,7 +54,7 @@ class PlainRowReader:
         self._observations = observations
         sizes = observations.byte_sizes(1)
         self._can_learn = observations.is_plain and all(sizes) and 0 < sum(sizes) <= _MOST_BYTES
-        self._known: dict[int, _Places] = {}  # by the size of what follows the request's number
+        self._known: dict[int, _Places] = {}  # by the size of the request
         self._lesson_in = 0
 
     def read(self, data: bytes) -> PlainRow | None:
@@ -65,18 +63,15 @@ class PlainRowReader:
         Args:
             data: From anyone; nothing about it is taken for granted.
         """
-        request, start = leading_number(data)
-        places = self._known.get(len(data) - start)
-        if places is None:
+        places = self._known.get(len(data))
+        if places is None or not places.layout.fits(data):
             return None
-        rest = data[start:]
-        if not places.layout.fits(rest):
+        numbers = _numbers(data, places.numbers)
+        if numbers is None:
             return None
-        episode, step = _number(rest, *places.episode), _number(rest, *places.step)
-        if episode < 0 or step < 0:
-            return None
-        (reward,) = _DOUBLE.unpack_from(rest, places.reward)
-        columns = self._observations.from_bytes(rest, places.leaves, 1)
+        request, episode, step = numbers
+        (reward,) = _DOUBLE.unpack_from(data, places.reward)
+        columns = self._observations.from_bytes(data, places.leaves, 1)
         return PlainRow(request, episode, step, reward, columns)
 
     def learn(self, message: pb.StreamActRequest) -> None:
@@ -87,8 +82,9 @@ class PlainRowReader:
         group = message.act.groups[0]
         if not len(group.episodes) == len(group.steps) == len(group.rewards) == 1:
             return
-        sizes = _varint_size(group.episodes[0]), _varint_size(group.steps[0])
-        if max(sizes) <= _MOST_VARINT_BYTES:
+        numbers = message.request, group.episodes[0], group.steps[0]
+        sizes = [_varint_size(number) for number in numbers]
+        if message.request and max(sizes) <= _MOST_VARINT_BYTES:
             places = _places(message.act.session_id, sizes, self._observations)
             self._known[places.layout.size] = places
             self._lesson_in = _PARSED_BETWEEN_LESSONS
@@ -100,65 +96,63 @@ class PlainRowReader:
 
 
 class _Places(NamedTuple):
-    """Where what follows the request's number has its values, in one session."""
+    """Where requests of one session and size have their values."""
 
     layout: FixedLayout
-    episode: tuple[int, int]
-    """From, to."""
-    step: tuple[int, int]
+    numbers: list[tuple[int, int]]
+    """First and last byte of the request's number, the episode and the step."""
     reward: int
-    leaves: tuple[int, ...]
+    leaves: list[int]
 
 
-def _places(session_id: str, sizes: Sequence[int], codec: SpaceCodec) -> _Places:
+def _places(session_id: str, sizes: list[int], codec: SpaceCodec) -> _Places:
     """They are found by comparing messages that differ in one value each."""
 
-    def request(episode: int, step: int, reward: float, columns: Columns) -> pb.StreamActRequest:
-        message = pb.StreamActRequest()
+    def request(numbers: list[int], reward: float, columns: Columns) -> pb.StreamActRequest:
+        message = pb.StreamActRequest(request=numbers[0])
         message.act.session_id = session_id
         group = message.act.groups.add()
-        group.episodes.append(episode)
-        group.steps.append(step)
+        group.episodes.append(numbers[1])
+        group.steps.append(numbers[2])
         group.rewards.append(reward)
         codec.encode(columns, group.observations)
         return message
 
     zeros, *others = codec.specimens(1)
-    (episode, other_episode), (step, other_step) = map(_two_of, sizes)
+    # Of those sizes, and of others in each byte.
+    ones, twos = ([sum(bits << 7 * i for i in range(size)) for size in sizes] for bits in (1, 2))
     (all_bits,) = _DOUBLE.unpack(b"\xff" * _DOUBLE.size)
     layout = FixedLayout(
-        request(episode, step, 0.0, zeros),
+        request(ones, 0.0, zeros),
         [
-            request(other_episode, step, 0.0, zeros),
-            request(episode, other_step, 0.0, zeros),
-            request(episode, step, all_bits, zeros),
-            *(request(episode, step, 0.0, columns) for columns in others),
+            *(request([*ones[:i], twos[i], *ones[i + 1 :]], 0.0, zeros) for i in range(len(ones))),
+            request(ones, all_bits, zeros),
+            *(request(ones, 0.0, columns) for columns in others),
         ],
         [*sizes, _DOUBLE.size, *codec.byte_sizes(1)],
     )
-    at_episode, at_step, at_reward, *leaves = layout.offsets
-    ends = at_episode + sizes[0], at_step + sizes[1]
-    return _Places(layout, (at_episode, ends[0]), (at_step, ends[1]), at_reward, tuple(leaves))
+    starts, (reward, *leaves) = layout.offsets[:3], layout.offsets[3:]
+    numbers = [(start, start + size - 1) for start, size in zip(starts, sizes, strict=True)]
+    return _Places(layout, numbers, reward, leaves)
 
 
 def _varint_size(number: int) -> int:
     return max((number.bit_length() + 6) // 7, 1)
 
 
-def _two_of(size: int) -> tuple[int, int]:
-    """Numbers whose varints have that size, and differ in each byte."""
-    ones = sum(1 << 7 * place for place in range(size))
-    return ones, 2 * ones
-
-
-def _number(data: bytes, start: int, stop: int) -> int:
-    """The varint that goes from there to there; -1: none does."""
-    number = data[stop - 1]
-    if number > 127:
-        return -1
-    for place in range(stop - 2, start - 1, -1):
-        byte = data[place]
-        if byte < 128:
-            return -1
-        number = number << 7 | byte & 127
-    return number
+def _numbers(data: bytes, places: list[tuple[int, int]]) -> list[int] | None:
+    """The varints that fill those places; None: some do not."""
+    numbers = []
+    for first, last in places:
+        number = data[last]
+        if number > 127:
+            return None
+        place = last
+        while place > first:
+            place -= 1
+            byte = data[place]
+            if byte < 128:
+                return None
+            number = number << 7 | byte & 127
+        numbers.append(number)
+    return numbers
