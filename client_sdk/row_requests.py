@@ -9,7 +9,7 @@ from typing import Any
 
 from client_sdk.pending import Pending
 from client_sdk.rows import EpisodeOptions
-from client_sdk.templates import RowsTemplate, RowTemplate, usable
+from client_sdk.templates import RowsTemplate, usable
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 
@@ -35,8 +35,8 @@ class RowRequests:
         self._session_id = session_id
         self._observations = observations
         self._actions = actions
-        self._refills = bool(observations.paths) and usable(observations)
-        self._templates: dict[int, RowTemplate | RowsTemplate] = {}
+        self._refills = usable(observations)
+        self._templates: dict[int, RowsTemplate] = {}
         self._message = pb.StreamActRequest()
 
     def presence(self) -> bytes:
@@ -80,11 +80,10 @@ class RowRequests:
             rows.logged_actions = None
         return message.SerializeToString()
 
-    def _template(self, n: int) -> RowTemplate | RowsTemplate:
+    def _template(self, n: int) -> RowsTemplate:
         if len(self._templates) >= _MAX_TEMPLATES:
             self._templates.clear()
-        session_id, codec = self._session_id, self._observations
-        template = RowsTemplate(session_id, codec, n) if n > 1 else RowTemplate(session_id, codec)
+        template = RowsTemplate(self._session_id, self._observations, n)
         self._templates[n] = template
         return template
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _BATCHES_BEFORE_BINDING = 16
-"""Of one size in a row: binding takes as long as two of them."""
+"""Of one size in a row: to bind takes longer than a batch does."""
 
 
 class OnnxEnginePolicy:
