@@ -161,7 +161,7 @@ class OpenSessionResponse(_message.Message):
     client_config: _struct_pb2.Struct
     delivered_sequence: int
     holds: bool
-    def __init__(self, session_id: _Optional[str] = ..., protocol_version: _Optional[str] = ..., agents: _Optional[_Mapping[str, AgentSpec]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., policy_version: _Optional[int] = ..., redirect_address: _Optional[str] = ..., steps_per_upload: _Optional[int] = ..., client_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., delivered_sequence: _Optional[int] = ..., holds: _Optional[bool] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., protocol_version: _Optional[str] = ..., agents: _Optional[_Mapping[str, AgentSpec]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., policy_version: _Optional[int] = ..., redirect_address: _Optional[str] = ..., steps_per_upload: _Optional[int] = ..., client_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., delivered_sequence: _Optional[int] = ..., holds: bool = ...) -> None: ...
 
 class AgentSpec(_message.Message):
     __slots__ = ("observation_space", "action_space", "policy_id")
@@ -205,7 +205,7 @@ class EpisodeStart(_message.Message):
     evaluation: bool
     greedy: bool
     resumed: bool
-    def __init__(self, episode: _Optional[int] = ..., label: _Optional[str] = ..., evaluation: _Optional[bool] = ..., greedy: _Optional[bool] = ..., resumed: _Optional[bool] = ...) -> None: ...
+    def __init__(self, episode: _Optional[int] = ..., label: _Optional[str] = ..., evaluation: bool = ..., greedy: bool = ..., resumed: bool = ...) -> None: ...
 
 class EpisodeMetrics(_message.Message):
     __slots__ = ("episode", "values")
@@ -365,7 +365,7 @@ class Chunk(_message.Message):
     status: StepStatus
     env_steps: _containers.RepeatedScalarFieldContainer[int]
     logged: bool
-    def __init__(self, sequence: _Optional[int] = ..., episode: _Optional[int] = ..., agent: _Optional[str] = ..., policy_id: _Optional[str] = ..., policy_version: _Optional[int] = ..., policy_sha256: _Optional[bytes] = ..., first_step: _Optional[int] = ..., observations: _Optional[_Union[Batch, _Mapping]] = ..., actions: _Optional[_Union[Batch, _Mapping]] = ..., rewards: _Optional[_Union[Tensor, _Mapping]] = ..., outputs: _Optional[_Mapping[str, Tensor]] = ..., status: _Optional[_Union[StepStatus, str]] = ..., env_steps: _Optional[_Iterable[int]] = ..., logged: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., episode: _Optional[int] = ..., agent: _Optional[str] = ..., policy_id: _Optional[str] = ..., policy_version: _Optional[int] = ..., policy_sha256: _Optional[bytes] = ..., first_step: _Optional[int] = ..., observations: _Optional[_Union[Batch, _Mapping]] = ..., actions: _Optional[_Union[Batch, _Mapping]] = ..., rewards: _Optional[_Union[Tensor, _Mapping]] = ..., outputs: _Optional[_Mapping[str, Tensor]] = ..., status: _Optional[_Union[StepStatus, str]] = ..., env_steps: _Optional[_Iterable[int]] = ..., logged: bool = ...) -> None: ...
 
 class UploadEpisodesRequest(_message.Message):
     __slots__ = ("session_id", "starts", "chunks", "metrics")

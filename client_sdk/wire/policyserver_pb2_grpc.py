@@ -5,7 +5,7 @@ import warnings
 
 from client_sdk.wire import policyserver_pb2 as client__sdk_dot_wire_dot_policyserver__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.78.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class PolicyServiceStub:
+class PolicyServiceStub(object):
     """---------------------------------------------------------------------------
     Inverted control: the simulator drives its own loop and connects to learn.
     ---------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class PolicyServiceStub:
                 _registered_method=True)
 
 
-class PolicyServiceServicer:
+class PolicyServiceServicer(object):
     """---------------------------------------------------------------------------
     Inverted control: the simulator drives its own loop and connects to learn.
     ---------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class PolicyService:
+class PolicyService(object):
     """---------------------------------------------------------------------------
     Inverted control: the simulator drives its own loop and connects to learn.
     ---------------------------------------------------------------------------
@@ -371,7 +371,7 @@ class PolicyService:
             _registered_method=True)
 
 
-class EnvServiceStub:
+class EnvServiceStub(object):
     """---------------------------------------------------------------------------
     Stepping: the simulator hosts its environment and a trainer steps it.
     ---------------------------------------------------------------------------
@@ -425,7 +425,7 @@ class EnvServiceStub:
                 _registered_method=True)
 
 
-class EnvServiceServicer:
+class EnvServiceServicer(object):
     """---------------------------------------------------------------------------
     Stepping: the simulator hosts its environment and a trainer steps it.
     ---------------------------------------------------------------------------
@@ -535,7 +535,7 @@ def add_EnvServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class EnvService:
+class EnvService(object):
     """---------------------------------------------------------------------------
     Stepping: the simulator hosts its environment and a trainer steps it.
     ---------------------------------------------------------------------------
