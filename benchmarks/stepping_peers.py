@@ -2,7 +2,7 @@
 
 *Unary*: a hand-written service for CartPole, as one writes it in an afternoon: Reset and Step, a
 small message, gRPC's sync server with one worker. *remote-gym* 0.7.3, from PyPI, in a virtual
-environment of its own, for it pins an older Gymnasium and protobuf.
+environment of its own with the same gRPC, for it pins an older Gymnasium and protobuf.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 def _installed(directory: Path) -> Path:
     """The Python of its environment."""
     python = directory / "env/bin/python"
-    done = directory / "installed"
+    done = directory / f"installed-grpcio-{grpc.__version__}"
     if done.exists():
         return python
     directory.mkdir(parents=True, exist_ok=True)
@@ -243,8 +243,9 @@ def _installed(directory: Path) -> Path:
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(directory / "env")],
         [*pip, REMOTE_GYM, "gymnasium==0.29.1"],
-        # It pins protobuf below 5, for which its own generated stubs are too new.
-        [*pip, "protobuf>=5.29"],
+        # It pins protobuf below 5, for which its own generated stubs are too new. Releases of gRPC
+        # differ in speed: ours, for the comparison's sake.
+        [*pip, "protobuf>=5.29", f"grpcio=={grpc.__version__}"],
     ):
         try:
             subprocess.run(
