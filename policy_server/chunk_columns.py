@@ -6,6 +6,7 @@ Actor thread only. T is a chunk's number of steps.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from client_sdk.wire.batches import Columns, SpaceCodec
-from policy_server.experience import Chunk, InferredBatch
+from policy_server.experience import Chunk
 from policy_server.learner_view import LearnerView
 
 LOGGED_ACTION = "logged_action"
@@ -47,45 +48,62 @@ class GatheredRows:
     """The rows of many chunks, gathered once per column instead of once per row and column."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
-        self._indices: dict[int, NDArray[np.intp]] = {}
-        self._parts: list[tuple[InferredBatch, slice]] = []
-        self._columns: dict[tuple[str, str], NDArray[Any]] = {}
-        batches = {id(batch): batch for chunk in chunks for batch, _ in chunk.rows}
-        sizes = {key: len(next(iter(batch.actions.values()))) for key, batch in batches.items()}
-        needed = sum(chunk.steps for chunk in chunks)
-        if sum(sizes.values()) > _SPARSE * needed:
-            self._pick(chunks)
+        """Find the rows.
+
+        Args:
+            chunks: At least one, each with at least one step.
+        """
+        batches, rows = zip(*(row for chunk in chunks for row in chunk.rows), strict=True)
+        sizes = {batch: len(next(iter(batch.actions.values()))) for batch in dict.fromkeys(batches)}
+        self._picked: Sequence[int] | None = None
+        if sum(sizes.values()) > _SPARSE * len(rows):
+            self._batches, self._picked = batches, rows
+            gathered = len(rows)
+            indices = np.arange(gathered)
         else:
-            self._take_whole(chunks, batches, sizes)
-
-    def _take_whole(
-        self, chunks: Sequence[Chunk], batches: dict[int, InferredBatch], sizes: dict[int, int]
-    ) -> None:
-        offsets: dict[int, int] = {}
-        total = 0
-        for key, batch in batches.items():
-            offsets[key] = total
-            total += sizes[key]
-            self._parts.append((batch, slice(None)))
-        for chunk in chunks:
-            self._indices[id(chunk)] = np.array(
-                [offsets[id(batch)] + row for batch, row in chunk.rows], np.intp
-            )
-
-    def _pick(self, chunks: Sequence[Chunk]) -> None:
-        for chunk in chunks:
-            start = len(self._parts)
-            self._parts.extend((batch, slice(row, row + 1)) for batch, row in chunk.rows)
-            self._indices[id(chunk)] = np.arange(start, len(self._parts))
+            self._batches = tuple(sizes)
+            *offsets, gathered = itertools.accumulate(sizes.values(), initial=0)
+            offset_of = dict(zip(sizes, offsets, strict=True))
+            indices = np.fromiter(map(offset_of.__getitem__, batches), np.intp, len(rows))
+            indices += rows
+        self._indices = indices
+        stops = list(itertools.accumulate(chunk.steps for chunk in chunks))
+        self._spans = {
+            id(chunk): (number, stop - chunk.steps, stop)
+            for number, (chunk, stop) in enumerate(zip(chunks, stops, strict=True))
+        }
+        # The observation after a chunk's last step goes behind those of its rows.
+        self._last_observations = [chunk.last_observation for chunk in chunks]
+        self._observation_indices = np.insert(
+            indices, stops, np.arange(gathered, gathered + len(chunks))
+        )
+        self._columns: dict[tuple[str, str], NDArray[Any]] = {}
 
     def column(self, chunk: Chunk, kind: str, name: str) -> NDArray[Any]:
         """``[T, ...]`` of a chunk, its own copy."""
         column = self._columns.get((kind, name))
         if column is None:
-            column = np.concatenate([getattr(batch, kind)[name][at] for batch, at in self._parts])
+            column = np.concatenate(self._parts(kind, name))[self._indices]
             self._columns[kind, name] = column
-        taken: NDArray[Any] = column[self._indices[id(chunk)]]
-        return taken
+        _, start, stop = self._spans[id(chunk)]
+        return column[start:stop].copy()
+
+    def observations(self, chunk: Chunk, path: str) -> NDArray[Any]:
+        """``[T+1, ...]`` of a chunk, its own copy."""
+        column = self._columns.get(("observations", path))
+        if column is None:
+            parts = self._parts("observations", path)
+            parts += [last[path] for last in self._last_observations]
+            column = np.concatenate(parts)[self._observation_indices]
+            self._columns["observations", path] = column
+        number, start, stop = self._spans[id(chunk)]
+        return column[start + number : stop + number + 1].copy()
+
+    def _parts(self, kind: str, name: str) -> list[NDArray[Any]]:
+        parts = [getattr(batch, kind)[name] for batch in self._batches]
+        if self._picked is None:
+            return parts
+        return [part[row : row + 1] for part, row in zip(parts, self._picked, strict=True)]
 
 
 class ColumnMaker:
@@ -110,10 +128,7 @@ class ColumnMaker:
                 f"expected the outputs {sorted(self._output_names)}, got {sorted(first.outputs)}: "
                 "all episodes of an algorithm need the same"
             )
-        raw = {
-            path: np.concatenate([rows.column(chunk, "observations", path), last])
-            for path, last in chunk.last_observation.items()
-        }
+        raw = {path: rows.observations(chunk, path) for path in chunk.last_observation}
         actions = {path: rows.column(chunk, "actions", path) for path in first.actions}
         infos: list[dict[str, Any]] = [{} for _ in range(chunk.steps)]
         for step in chunk.logged:
@@ -125,13 +140,13 @@ class ColumnMaker:
             for group in groups:
                 place = place.setdefault(group, {})
             place[key] = rows.column(chunk, "outputs", name)
-        outputs[WEIGHTS_SEQ_NO] = np.concatenate(
-            [np.full(stop - start, view.weights_seq_no) for start, stop, view in runs(chunk)]
-        )
+        versions = outputs[WEIGHTS_SEQ_NO] = np.empty(chunk.steps, np.int64)
+        for start, stop, view in runs(chunk):
+            versions[start:stop] = view.weights_seq_no
         return ChunkColumns(
             raw=raw,
             actions=actions[""] if "" in actions else self._actions.batched_value(actions),
-            rewards=np.array(chunk.rewards, np.float64),
+            rewards=np.fromiter(chunk.rewards, np.float64, chunk.steps),
             infos=infos,
             outputs=outputs,
         )

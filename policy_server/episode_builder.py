@@ -21,10 +21,13 @@ from policy_server.callbacks import Callbacks
 from policy_server.chunk_columns import ChunkColumns, runs
 from policy_server.experience import Chunk
 from policy_server.learner_view import LearnerViews, rewrite_newest
+from policy_server.structs import map_struct
 
 CHUNKS_KEPT = 100
 """Of a running episode, for ``on_episode_end``: the latest ones, so that an episode without an end
 does not fill the memory."""
+
+_BLANK = vars(InfiniteLookbackBuffer())
 
 
 class EpisodeMemory:
@@ -141,12 +144,9 @@ class EpisodeBuilder:
                 pieces.append(
                     view.observations({path: column[start:end] for path, column in raw.items()})
                 )
-            observations = tree.map_structure(lambda *parts: np.concatenate(parts), *pieces)
+            observations = map_struct(lambda *parts: np.concatenate(parts), *pieces)
         if self._joins and memory.t:
-            for now, before in zip(
-                tree.flatten(observations), tree.flatten(memory.observations), strict=True
-            ):
-                now[0] = before[-1]
+            map_struct(_begin_where_it_ended, observations, memory.observations)
         return observations
 
     def _build_whole(
@@ -160,16 +160,10 @@ class EpisodeBuilder:
         if memory.t == 0:
             self._announce(memory, observations)
         if lookback:
-            observations = tree.map_structure(
-                lambda before, now: np.concatenate([before[:-1], now]),
-                memory.observations,
-                observations,
-            )
-            actions, outputs, rewards = tree.map_structure(
-                lambda before, now: np.concatenate([before, now]),
-                (memory.actions, memory.outputs, memory.rewards),
-                (actions, outputs, rewards),
-            )
+            observations = map_struct(_continued, memory.observations, observations)
+            actions = map_struct(_appended, memory.actions, actions)
+            rewards = _appended(memory.rewards, rewards)
+            outputs = map_struct(_appended, memory.outputs, outputs)
         episode = self._assemble(
             chunk, memory, lookback, observations, infos, actions, rewards, outputs
         )
@@ -186,13 +180,17 @@ class EpisodeBuilder:
                 )
             )
         keep = min(self._lookback, len(rewards))
-        memory.observations = tree.map_structure(
+
+        def newest(column: NDArray[Any]) -> NDArray[Any]:
+            return column[len(column) - keep :].copy()
+
+        memory.observations = map_struct(
             lambda column: column[len(column) - keep - 1 :].copy(), observations
         )
         memory.infos = infos[len(infos) - keep - 1 :]
-        memory.actions, memory.outputs, memory.rewards = tree.map_structure(
-            lambda column: column[len(column) - keep :].copy(), (actions, outputs, rewards)
-        )
+        memory.actions = map_struct(newest, actions)
+        memory.rewards = newest(rewards)
+        memory.outputs = map_struct(newest, outputs)
         return episode
 
     def _assemble(
@@ -232,7 +230,7 @@ class EpisodeBuilder:
             return
         episode = memory.empty(self._views.space, self._action_space)
         self._callbacks.episode("on_episode_created", episode)
-        episode.add_env_reset(tree.map_structure(lambda column: column[0], observations), {})
+        episode.add_env_reset(map_struct(lambda column: column[0], observations), {})
         self._callbacks.episode("on_episode_start", episode)
         memory.custom_data = episode.custom_data
 
@@ -247,7 +245,7 @@ class EpisodeBuilder:
         def observation(row: int) -> Any:
             if processed is None:
                 return self._views.value(steps.raw, row)
-            return tree.map_structure(lambda column: column[row], processed)
+            return map_struct(lambda column: column[row], processed)
 
         episode = memory.live
         if episode is None:
@@ -264,14 +262,12 @@ class EpisodeBuilder:
             last = row == chunk.steps - 1
             episode.add_env_step(
                 observation(row + 1),
-                tree.map_structure(lambda column, row=row: column[row], steps.actions),
+                map_struct(lambda column, row=row: column[row], steps.actions),
                 float(steps.rewards[row]),
                 steps.infos[row],
                 terminated=last and chunk.terminated,
                 truncated=last and chunk.truncated,
-                extra_model_outputs=tree.map_structure(
-                    lambda column, row=row: column[row], steps.outputs
-                ),
+                extra_model_outputs=map_struct(lambda column, row=row: column[row], steps.outputs),
             )
             # Under the version that acts on it; the last one under the last step's.
             self._rewrite(chunk, memory, episode, min(row + 1, chunk.steps - 1))
@@ -322,8 +318,22 @@ class EpisodeBuilder:
         self._callbacks.episode("on_episode_end", episode, prev_episode_chunks=list(memory.handed))
 
 
+def _begin_where_it_ended(observations: NDArray[Any], before: NDArray[Any]) -> None:
+    observations[0] = before[-1]
+
+
+def _continued(before: NDArray[Any], observations: NDArray[Any]) -> NDArray[Any]:
+    """The first observation is the last one of before."""
+    return np.concatenate([before[:-1], observations])
+
+
+def _appended(before: NDArray[Any], column: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([before, column])
+
+
 def _lookback_buffer(data: Any, lookback: int) -> InfiniteLookbackBuffer:
-    buffer = InfiniteLookbackBuffer(data)
-    # Its constructor would take the number of a dict's keys for a length.
-    buffer.lookback = lookback
+    # Its constructor would take the number of a dict's keys for a length, and for each of an
+    # episode's many columns takes longer than to make the column.
+    buffer = InfiniteLookbackBuffer.__new__(InfiniteLookbackBuffer)
+    vars(buffer).update(_BLANK, data=data, lookback=lookback, finalized=not isinstance(data, list))
     return buffer

@@ -95,7 +95,7 @@ class HandOver:
         handed = HandedOver()
         chunks = joined(chunks)
         learnt = [chunk for chunk in chunks if self._is_learnt(chunk, version)]
-        rows = self._gather(learnt)
+        rows = self._gather(learnt) if learnt else None
         wanted = {id(chunk) for chunk in learnt}
         for chunk in chunks:
             try:

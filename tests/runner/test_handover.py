@@ -2,16 +2,19 @@ from __future__ import annotations
 
 from unittest import mock
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import tree
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.replay_buffers import EpisodeReplayBuffer
 
 from policy_server.chunk_columns import LOGGED_ACTION
 from policy_server.episode_builder import CHUNKS_KEPT
 from policy_server.experience import Deliveries
-from tests.runner.support import HandOverUnderTest, Lane, ppo_config
+from tests.runner.support import OBSERVATIONS, HandOverUnderTest, Lane, ppo_config
 
 
 @pytest.fixture
@@ -113,6 +116,56 @@ def test_a_chunk_brings_the_end_of_the_one_before_as_lookback():
     assert state["actor"]["h"][:, 0].tolist() == [2, 3]
     assert _first_observations(episode) == [4, 5, 6]
     episode.validate()
+
+
+def test_lookback_of_nested_observations_keeps_their_structure():
+    space = gym.spaces.Dict(
+        {
+            "pair": gym.spaces.Tuple((OBSERVATIONS, gym.spaces.Discrete(9))),
+            "inner": gym.spaces.Dict({"position": OBSERVATIONS}),
+        }
+    )
+
+    class NestedLane(Lane):
+        def observation(self, step):
+            value = super().observation(step)
+            return {"pair": (value, step % 9), "inner": {"position": value}}
+
+    under_test = HandOverUnderTest(ppo_config().environment(observation_space=space), lookback=2)
+    lane, policy = NestedLane(space), under_test.policy()
+    under_test.take(lane.chunk(policy, 3))
+    (episode,) = under_test.take(lane.chunk(policy, 2)).episodes
+    for indices, steps in ((slice(-2, 0), [1, 2]), (slice(0, 3), [3, 4, 5])):
+        seen = episode.get_observations(indices, neg_index_as_lookback=True)
+        assert seen["pair"][0][:, 0].tolist() == steps
+        assert seen["pair"][1].tolist() == steps
+        assert seen["inner"]["position"][:, 0].tolist() == steps
+
+
+def _buffers(episode):
+    yield from (episode.observations, episode.actions, episode.rewards, episode.infos)
+    yield from episode.extra_model_outputs.values()
+
+
+def test_an_episodes_buffers_are_as_rllib_makes_them(under_test):
+    lane, policy = Lane(), under_test.policy()
+    under_test.take(lane.chunk(policy, 3))
+    (episode,) = under_test.take(lane.chunk(policy, 2)).episodes
+    for ours in _buffers(episode):
+        theirs = InfiniteLookbackBuffer(ours.data, space=ours.space)
+        theirs.lookback = 1  # which it takes for the length of dicts
+        assert vars(ours) == vars(theirs)
+
+
+def test_an_episode_keeps_no_memory_of_those_that_were_handed_over_with_it(under_test):
+    lane, other, policy = Lane(), Lane(), under_test.policy()
+    first = under_test.take(lane.chunk(policy, 3), other.chunk(policy, 3)).episodes
+    second = under_test.take(lane.chunk(policy, 3), other.chunk(policy, 3)).episodes
+    for episode in first + second:
+        columns = tree.flatten([buffer.data for buffer in _buffers(episode)])
+        arrays = [column for column in columns if isinstance(column, np.ndarray)]
+        assert len(arrays) == 7
+        assert all(array.base is None for array in arrays)
 
 
 def test_after_a_loss_the_episode_goes_on_as_another_one(under_test):
