@@ -53,7 +53,8 @@ class GatheredRows:
         Args:
             chunks: At least one, each with at least one step.
         """
-        batches, rows = zip(*(row for chunk in chunks for row in chunk.rows), strict=True)
+        batches = [batch for chunk in chunks for batch, _ in chunk.rows]
+        rows = [row for chunk in chunks for _, row in chunk.rows]
         sizes = {batch: len(next(iter(batch.actions.values()))) for batch in dict.fromkeys(batches)}
         self._picked: Sequence[int] | None = None
         if sum(sizes.values()) > _SPARSE * len(rows):
@@ -61,11 +62,11 @@ class GatheredRows:
             gathered = len(rows)
             indices = np.arange(gathered)
         else:
-            self._batches = tuple(sizes)
+            self._batches = list(sizes)
             *offsets, gathered = itertools.accumulate(sizes.values(), initial=0)
             offset_of = dict(zip(sizes, offsets, strict=True))
-            indices = np.fromiter(map(offset_of.__getitem__, batches), np.intp, len(rows))
-            indices += rows
+            indices = np.fromiter(map(offset_of.__getitem__, batches), np.intp)
+            indices += np.fromiter(rows, np.intp)
         self._indices = indices
         stops = list(itertools.accumulate(chunk.steps for chunk in chunks))
         self._spans = {

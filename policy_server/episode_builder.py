@@ -335,5 +335,8 @@ def _lookback_buffer(data: Any, lookback: int) -> InfiniteLookbackBuffer:
     # Its constructor would take the number of a dict's keys for a length, and for each of an
     # episode's many columns takes longer than to make the column.
     buffer = InfiniteLookbackBuffer.__new__(InfiniteLookbackBuffer)
-    vars(buffer).update(_BLANK, data=data, lookback=lookback, finalized=not isinstance(data, list))
+    vars(buffer).update(_BLANK)
+    buffer.data = data
+    buffer.lookback = lookback
+    buffer.finalized = not isinstance(data, list)
     return buffer
