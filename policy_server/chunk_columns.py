@@ -112,7 +112,7 @@ class ColumnMaker:
 
     def __init__(self, action_space: gym.Space[Any]) -> None:
         self._actions = SpaceCodec(action_space)
-        self._output_names: frozenset[str] | None = None
+        self._outputs: dict[str, list[str]] | None = None  # by name, what it is made of
 
     def columns(self, chunk: Chunk, rows: GatheredRows) -> ChunkColumns:
         """One chunk of those that were gathered.
@@ -122,11 +122,11 @@ class ColumnMaker:
             ValueError: So it may be; or this one does not fit in with those before.
         """
         first = chunk.rows[0][0]
-        if self._output_names is None:
-            self._output_names = frozenset(first.outputs)
-        elif first.outputs.keys() != self._output_names:
+        if self._outputs is None:
+            self._outputs = {name: name.split("/") for name in first.outputs}
+        elif first.outputs.keys() != self._outputs.keys():
             raise ValueError(
-                f"expected the outputs {sorted(self._output_names)}, got {sorted(first.outputs)}: "
+                f"expected the outputs {sorted(self._outputs)}, got {sorted(first.outputs)}: "
                 "all episodes of an algorithm need the same"
             )
         raw = {path: rows.observations(chunk, path) for path in chunk.last_observation}
@@ -135,8 +135,7 @@ class ColumnMaker:
         for step in chunk.logged:
             infos[step][LOGGED_ACTION] = True
         outputs: dict[str, Any] = {}
-        for name in first.outputs:
-            *groups, key = name.split("/")
+        for name, (*groups, key) in self._outputs.items():
             place = outputs
             for group in groups:
                 place = place.setdefault(group, {})
