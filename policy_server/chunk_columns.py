@@ -118,7 +118,7 @@ class ColumnMaker:
         """One chunk of those that were gathered.
 
         Raises:
-            KeyError: Some other one of them does not fit in with the rest.
+            LookupError: Some other one of them does not fit in with the rest.
             ValueError: So it may be; or this one does not fit in with those before.
         """
         first = chunk.rows[0][0]

@@ -147,7 +147,7 @@ class HandOver:
             memory = chunk.identity.memory = EpisodeMemory()
         try:
             columns = self._columns.columns(chunk, rows or GatheredRows([chunk]))
-        except (KeyError, ValueError):
+        except (LookupError, ValueError):
             # Some other chunk does not fit in with the rest; ours may be well.
             columns = self._columns.columns(chunk, GatheredRows([chunk]))
         self._counter.note(chunk, memory, columns.raw)

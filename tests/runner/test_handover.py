@@ -295,6 +295,23 @@ def test_a_chunk_that_cannot_even_be_gathered_costs_nobody_else(under_test, capl
     assert "could not be gathered" in caplog.text
 
 
+@pytest.mark.parametrize("broken", ["row", "last_observation"])
+def test_a_chunk_that_is_wrong_about_its_rows_costs_nobody_else(under_test, broken):
+    policy = under_test.policy()
+    bad = Lane().chunk(policy, 3)
+    if broken == "row":
+        bad.rows[-1] = (bad.rows[-1][0], 99)
+    else:
+        bad.last_observation = {"": np.zeros((1, 5), np.float32)}
+    handed = under_test.take(Lane().chunk(policy, 2), bad, Lane().chunk(policy, 4))
+    assert [_first_observations(episode) for episode in handed.episodes] == [
+        [0, 1, 2],
+        [0, 1, 2, 3, 4],
+    ]
+    assert under_test.ledger.snapshot()["discarded_handover_failed"] == 3
+    assert under_test.handover.errors == 1
+
+
 def test_statistics_that_fail_cost_no_experience(caplog):
     config = ppo_config(env_to_module_connector=lambda env, spaces, device: MeanStdFilter())
     under_test = HandOverUnderTest(config)
