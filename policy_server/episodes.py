@@ -321,6 +321,7 @@ class EpisodeStore:
         self._buffer.running_steps -= steps
         if status == ABANDONED:
             self._buffer.ledger.discard("abandoned", steps)
+            track.rows, track.rewards = [], []  # its last row may still be answered
             if track.receipt is not None:
                 track.receipt.settle()
             self._buffer.withdraw(track.identity, "abandoned")

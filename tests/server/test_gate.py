@@ -12,6 +12,7 @@ import pytest
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
 from tests.server.talk import (
+    ABANDONED,
     TERMINATED,
     Talker,
     actions_of,
@@ -117,6 +118,23 @@ def test_action_held_too_long_is_not_ready_and_asking_again_is_safe():
         assert actions_of(call.result().groups[0]) == [0]
         assert server.server.stats()["actions"] == 1
         assert server.ledger()["received"] == 0
+
+
+def test_episode_taken_back_while_its_row_is_held_teaches_nothing_under_a_newer_policy(holding):
+    with Talker(holding.address) as talker:
+        call = talker.begin(FIRST)
+        waiting(holding)
+        holding.publish(2)
+        call.result()
+        call = talker.begin(rows([1], [1], seen(1), rewards=[1.0]))
+        waiting(holding)
+        talker.act(rows([1], [2], statuses=[ABANDONED]))
+        holding.publish(3)
+        call.result()
+        assert holding.collect(timeout_s=0.05) == []
+        assert holding.ledger() == {
+            "received": 1, "delivered": 0, "discarded_abandoned": 1, "held": 0
+        }  # fmt: skip
 
 
 def test_ends_are_never_held(holding, actor):
