@@ -1,0 +1,174 @@
+"""``AioChannel`` and ``AioStream``: gRPC to one server on asyncio, as ``channel`` is blocking.
+
+Bytes and messages in and out; no retries, and no meaning. One event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from client_sdk.call_errors import Disconnected, error_of_status, error_of_stream
+from client_sdk.config import Address
+from client_sdk.endpoint import Endpoint
+from client_sdk.errors import PolicyClientError
+
+_T = TypeVar("_T")
+
+
+class AioChannel:
+    """A channel to one server, and the calls of one service over it.
+
+    Args:
+        endpoint: The server.
+        service: Its full name.
+        target: Where the server has sent us on to; None: it has not.
+    """
+
+    def __init__(self, endpoint: Endpoint, service: str, target: Address | None = None) -> None:
+        target = target or endpoint.address
+        options, credentials = endpoint.options(target), endpoint.credentials
+        self._service = service
+        self._metadata = endpoint.metadata or None
+        self._channel = (
+            grpc.aio.insecure_channel(str(target), options)
+            if credentials is None
+            else grpc.aio.secure_channel(str(target), credentials, options)
+        )
+
+    async def unary(self, name: str, request: Any, answer: type[_T], timeout_s: float) -> _T:
+        """Call a unary rpc.
+
+        Args:
+            name: Of the rpc.
+            request: Its message.
+            answer: The class of its answer.
+            timeout_s: Give up after this long.
+
+        Raises:
+            PolicyClientError: It was refused.
+            Disconnected: It did not get there, or back.
+        """
+        reader: Callable[[bytes], _T] = answer.FromString  # type: ignore[attr-defined]
+        call: Any = self._channel.unary_unary(
+            self._path(name), type(request).SerializeToString, reader
+        )
+        try:
+            response: _T = await call(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _error_of_call(error) from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise Disconnected("the connection was given up") from None
+        return response
+
+    async def parts(
+        self, name: str, request: Any, answer: type[_T], timeout_s: float
+    ) -> AsyncIterator[_T]:
+        """Call an rpc that answers in many parts; as ``unary``, but raises while read."""
+        reader: Callable[[bytes], _T] = answer.FromString  # type: ignore[attr-defined]
+        call: Any = self._channel.unary_stream(
+            self._path(name), type(request).SerializeToString, reader
+        )
+        parts = call(request, timeout=timeout_s, metadata=self._metadata)
+        try:
+            async for part in parts:
+                yield part
+        except grpc.aio.AioRpcError as error:
+            raise _error_of_call(error) from None
+        finally:
+            parts.cancel()
+
+    def stream(self, name: str) -> AioStream:
+        """Call a bidirectional rpc."""
+        call: Any = self._channel.stream_stream(self._path(name))
+        return AioStream(call(metadata=self._metadata))
+
+    async def close(self) -> None:
+        """Close the channel, and whatever runs on it."""
+        await self._channel.close()
+
+    def _path(self, name: str) -> str:
+        return f"/{self._service}/{name}"
+
+
+class AioStream:
+    """A bidirectional rpc: bytes out, bytes in. One reader; any number of tasks may send."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._outbox: deque[bytes] = deque()
+        self._writing = False
+
+    async def open(self) -> None:
+        """Wait until the server is connected; else the first ``send`` does.
+
+        Raises:
+            Disconnected: It cannot be.
+            PolicyClientError: It refuses.
+        """
+        try:
+            await self._call.wait_for_connection()
+        except grpc.aio.AioRpcError as error:
+            raise error_of_stream(_error_of_call(error)) from None
+
+    async def send(self, data: bytes) -> None:
+        """Send in the order of calls. What goes wrong is told to the reader."""
+        if self._writing:  # gRPC takes one write at a time; whoever writes goes on to the end
+            self._outbox.append(data)
+            return
+        self._writing = True
+        try:
+            await self._call.write(data)
+            while self._outbox:
+                await self._call.write(self._outbox.popleft())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            self._outbox.clear()
+        except asyncio.CancelledError:
+            self._outbox.clear()
+            if _is_cancelled():
+                raise
+        finally:
+            self._writing = False
+
+    async def receive(self) -> bytes:
+        """The next answer.
+
+        Raises:
+            Disconnected: The stream has ended.
+            PolicyClientError: The server ended it with a refusal.
+        """
+        call = self._call
+        try:
+            data = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise error_of_stream(_error_of_call(error)) from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise Disconnected("the stream was cancelled") from None
+        if data is grpc.aio.EOF:
+            raise Disconnected("the server ended the stream")
+        message: bytes = data
+        return message
+
+    def close(self) -> None:
+        """Give up the stream."""
+        with contextlib.suppress(asyncio.InvalidStateError):
+            self._call.cancel()
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this task that is cancelled, and not the call: gRPC raises the same for both."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _error_of_call(error: grpc.aio.AioRpcError) -> PolicyClientError | Disconnected:
+    return error_of_status(error.code(), error.details(), error.trailing_metadata())
