@@ -31,6 +31,7 @@ from client_sdk.errors import (
     UnknownEnvironmentError,
     error_from_fault,
 )
+from client_sdk.loop_stream import LoopStream
 from client_sdk.traffic import Traffic
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
@@ -74,7 +75,7 @@ class EnvDriver:
         self._connect_timeout_s = connect_timeout_s
         self._step_timeout_s = step_timeout_s
         self._connection: EnvConnection | None = None
-        self._stream: Stream | None = None
+        self._stream: Stream | LoopStream | None = None
         self._lost = ""
         self._spaces: tuple[pb.Space, pb.Space] | None = None
         self.handle = ""
@@ -114,7 +115,7 @@ class EnvDriver:
         try:
             made = connection.make(self._make, timeout_s)
             self._adopt(made)
-            self._stream = connection.drive()
+            self._stream = connection.drive_in_turns(timeout_s)
         except BaseException:
             connection.disconnect()
             raise
