@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -52,10 +53,11 @@ class LoopStream:
         self._closing = False
         self._running = threading.Lock()
         self._loop = asyncio.SelectorEventLoop()
+        self._interrupts = _Interrupts(self._loop)
         self._loop.set_exception_handler(_report)
         _open.add(self)
         try:
-            with self._running:
+            with self._running, self._interrupts:
                 connecting = self._connect(endpoint, service, name, timeout_s)
                 self._task = self._loop.create_task(connecting)
                 self._loop.run_until_complete(self._task)
@@ -91,7 +93,7 @@ class LoopStream:
 
     def _receive(self, timeout_s: float) -> bytes:
         try:
-            with self._running:
+            with self._running, self._interrupts:
                 stream = self._stream
                 if self._closing or stream is None:
                     raise Disconnected("the stream was closed")
@@ -140,13 +142,16 @@ class LoopStream:
 
     def _end(self) -> None:
         """Close the loop, once nothing of gRPC's can come back to it."""
-        with self._running:
+        with self._running, _Interrupts(None):
             if self._loop.is_closed():
                 return
             try:
                 if self._alarm is not None:
                     self._alarm.cancel()
-                self._loop.run_until_complete(self._wind_up())
+                winding_up = self._loop.create_task(self._wind_up())
+                winding_up.add_done_callback(lambda _: self._loop.stop())
+                while not winding_up.done():  # a late stop of an interrupt's may come before
+                    self._loop.run_forever()
             finally:
                 self._loop.close()
                 _open.discard(self)
@@ -161,6 +166,40 @@ class LoopStream:
         self._task = self._stream = self._channel = None
         if others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others, timeout=_END_TIMEOUT_S)
+
+
+class _Interrupts:
+    """Holds Ctrl-C back while a loop runs, and stops the loop; where none is given, only that.
+
+    Raised amid gRPC's callbacks, ``KeyboardInterrupt`` would be swallowed, and with it what they
+    were about to tell: so asyncio's own runner holds it back as well.
+    """
+
+    __slots__ = ("_held", "_loop", "_noted")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._loop = loop
+        self._held = self._noted = False
+
+    def __enter__(self) -> None:
+        self._held = self._noted = False
+        if (
+            threading.current_thread() is threading.main_thread()  # no other is interrupted
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._held = True
+            signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._held:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self._noted:
+                raise KeyboardInterrupt
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self._noted = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 def is_loop_running() -> bool:

@@ -1,6 +1,7 @@
 """Stepping from wherever a program steps: in event loops, in threads, beside a fork."""
 
 import asyncio
+import random
 import signal
 import subprocess
 import sys
@@ -313,6 +314,40 @@ def test_an_interrupt_rises_once_and_reset_makes_another_environment(where):
             gate.release.set()
             process.kill()
             process.communicate(timeout=PATIENCE_S)
+
+
+def test_interrupts_at_full_speed_rise_one_by_one(cartpole):
+    code = """
+        import sys
+        from client_sdk import RemoteEnv
+
+        with RemoteEnv(sys.argv[1]) as env:
+            for _ in range(int(sys.argv[2])):
+                try:
+                    env.reset()
+                    print("stepping", flush=True)
+                    while True:
+                        if any(env.step(0)[2:4]):
+                            env.reset()
+                except KeyboardInterrupt:
+                    pass
+    """
+    times, jitter = 60, random.Random(0)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), cartpole, str(times)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(times):
+            assert process.stdout.readline() == "stepping\n"
+            threading.Event().wait(jitter.uniform(0.0, 0.005))  # in the midst of whatever
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE_S) == ("", "")
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
 
 
 def test_a_fork_that_ends_leaves_the_environment_of_its_parent_alone(cartpole):
