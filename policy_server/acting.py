@@ -77,6 +77,7 @@ class Acting:
         if request.starts:
             book.announce(starts_of(request.starts, self._max_open_episodes))
         ask = Ask(groups, done, number)
+        self._batcher.note()
         # Before the rows, for an episode may end with them; and after, for it may start with them.
         for noted in metrics:
             book.note_metrics(noted.episode, noted.values)
@@ -91,6 +92,7 @@ class Acting:
         """As ``begin``, for a request of a stream that says no more than that."""
         group = self._recorder.plain(row)
         ask = Ask([group], done, row.request)
+        self._batcher.note()
         self._recorder.record(group, session.book, ask)
         self._submit(ask)
         return ask

@@ -27,7 +27,6 @@ from policy_server.episodes import EpisodeStore
 from policy_server.experience import Policy
 from policy_server.faults import incidents
 from policy_server.requests import Ask, Group, none_greedy
-from policy_server.tracks import AgentTrack
 
 if TYPE_CHECKING:
     from policy_server.policy_store import PolicyStore
@@ -65,6 +64,7 @@ class Batcher:
         self._ready: list[Ask] = []
         self._ready_rows = 0
         self._gated: deque[Ask] = deque()
+        self._unnoted: list[Group] = []  # answered, but their tracks do not know it
         self._scheduled = False
         self.batches = 0
         self.actions = 0
@@ -244,22 +244,37 @@ class Batcher:
                 greedy,
                 tracks,
             )
-        refused: frozenset[AgentTrack] = frozenset()
         logp = batch.outputs.get(LOGP)
         if logp is not None and not math.isfinite(sum(logp.tolist())):
-            refused = self._abandon_not_finite(parts, logp)
+            self._abandon_not_finite(parts, logp)
         row = 0
-        chosen_by = batch.policy
         for part in parts:
             part.batch, part.start = batch, row
+            row += len(part.tracks)
+        self.batches += 1
+        self.actions += row
+        # In the loop's next iteration the answers are on their way, and there is time.
+        if not self._unnoted:
+            self._loop.call_soon(self.note)
+        self._unnoted.extend(parts)
+
+    def note(self) -> None:
+        """See that the tracks know their latest answers; before anything more is recorded of them.
+
+        Until then their rows are what they were: queued. Repeats that wait for them are answered now.
+        """
+        parts, self._unnoted = self._unnoted, []
+        for part in parts:
+            batch = part.batch
+            if batch is None:  # whatever was inferred has one
+                continue
+            chosen_by = batch.policy
             logged = part.substitute is not None
-            for track in part.tracks:
-                if refused and track in refused:
-                    row += 1
+            for row, track in enumerate(part.tracks, part.start):
+                if not track.queued:  # abandoned or given up
                     continue
                 if track.rewards and track.rows[0][0].policy is not chosen_by:
                     self._store.cut(track)
-                # As AgentTrack.answer, which would cost a call for every row.
                 track.awaiting = None
                 track.queued = False
                 track.last = answer = (batch, row)
@@ -269,19 +284,13 @@ class Batcher:
                         track.logged_steps.append(len(track.rows))
                 if track.training:
                     track.rows.append(answer)
-                row += 1
                 if track.waiters:
                     waiters, track.waiters = track.waiters, []
                     for waiter in waiters:
                         waiter(None)
-        self.batches += 1
-        self.actions += row
 
-    def _abandon_not_finite(
-        self, parts: Sequence[Group], logp: NDArray[Any]
-    ) -> frozenset[AgentTrack]:
+    def _abandon_not_finite(self, parts: Sequence[Group], logp: NDArray[Any]) -> None:
         """An observation that overflows in the policy would turn all of its weights into NaN."""
-        refused = []
         start = 0
         for part in parts:
             size = len(part.tracks)
@@ -298,6 +307,4 @@ class Batcher:
                 for waiter in waiters:
                     waiter(fault)
                 self._store.abandon(track)
-                refused.append(track)
             start += size
-        return frozenset(refused)
