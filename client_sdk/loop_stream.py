@@ -6,12 +6,14 @@ three more threads. One thread at a time, whichever; ``close`` from any.
 
 from __future__ import annotations
 
+# What ``signal`` wraps in enums, which would take a tenth of a step.
+import _signal  # type: ignore[import-not-found]
 import asyncio
 import contextlib
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from signal import SIGINT, default_int_handler
 from typing import Any, TypeVar
 
 from client_sdk.aio_channel import AioChannel, AioStream
@@ -185,14 +187,14 @@ class _Interrupts:
         self._held = self._noted = False
         if (
             threading.current_thread() is threading.main_thread()  # no other is interrupted
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            and _signal.getsignal(SIGINT) is default_int_handler
         ):
             self._held = True
-            signal.signal(signal.SIGINT, self._note)
+            _signal.signal(SIGINT, self._note)
 
     def __exit__(self, *exception: object) -> None:
         if self._held:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _signal.signal(SIGINT, default_int_handler)
             if self._noted:
                 raise KeyboardInterrupt
 
