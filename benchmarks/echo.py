@@ -1,14 +1,15 @@
 """The floor: a gRPC stream that answers each message with itself, and clients that ask it.
 
 The server is ``grpc.aio`` with the options of the policy server, and identity serializers; the
-clients are the stacks of ``PolicyClient``, ``AsyncPolicyClient`` and ``RemoteEnv``. The first line of
-the server's output is its port.
+clients are a bare blocking one, and the stacks of ``PolicyClient`` and ``AsyncPolicyClient``. The
+first line of the server's output is its port.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import subprocess
 import sys
 import time
@@ -17,16 +18,14 @@ from typing import Any
 
 import grpc
 
-from client_sdk.aio_channel import AioStream
+from client_sdk.aio_transport import AioStream
 from client_sdk.channel import Stream
 from client_sdk.config import Address
 from client_sdk.endpoint import Endpoint
-from client_sdk.loop_stream import LoopStream
 from policy_server.config import PolicyServerConfig
 from policy_server.server import _server_options
 
-_SERVICE, _NAME = "benchmarks.Echo", "Stream"
-_METHOD = f"/{_SERVICE}/{_NAME}"
+_METHOD = "/benchmarks.Echo/Stream"
 
 
 class EchoProcess(contextlib.AbstractContextManager["EchoProcess"]):
@@ -44,6 +43,18 @@ class EchoProcess(contextlib.AbstractContextManager["EchoProcess"]):
         self._process.wait(10)
 
 
+def bare(address: str, size_bytes: int, messages: int) -> float:
+    """Messages per second over one stream whose answers the calling thread reads from gRPC."""
+    outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    with grpc.insecure_channel(address) as channel:
+        answers: Any = channel.stream_stream(_METHOD)(iter(outbox.get, None))
+        try:
+            return _rate(outbox.put, lambda: next(answers), size_bytes, messages)
+        finally:
+            outbox.put(None)
+            answers.cancel()
+
+
 def blocking(address: str, size_bytes: int, messages: int) -> float:
     """Messages per second over one stream of ``PolicyClient``: its channel and its ``Stream``."""
     endpoint = Endpoint(Address.parse(address))
@@ -53,15 +64,6 @@ def blocking(address: str, size_bytes: int, messages: int) -> float:
             return _rate(stream.send, lambda: stream.receive(10.0), size_bytes, messages)
         finally:
             stream.close()
-
-
-def in_turns(address: str, size_bytes: int, messages: int) -> float:
-    """Messages per second over one stream of ``RemoteEnv``: its ``LoopStream``."""
-    stream = LoopStream(Endpoint(Address.parse(address)), _SERVICE, _NAME, 10.0)
-    try:
-        return _rate(stream.send, lambda: stream.receive(10.0), size_bytes, messages)
-    finally:
-        stream.close()
 
 
 def _rate(

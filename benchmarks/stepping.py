@@ -2,12 +2,11 @@
 
     python -m benchmarks.stepping --peers DIR
 
-One CartPole through ``RemoteEnv`` beside a hand-written unary service, remote-gym, and an echo of
-messages of that size over the stream that ``RemoteEnv`` has, which steps nothing; 64 in one call
-through ``RemoteVectorEnv`` beside that service and ``SyncVectorEnv`` in-process; observations of
-84x84x4 bytes beside an echo of that size. All take turns, so that a busy moment of the machine hits
-all of them; medians over the rounds. remote-gym is installed below ``--peers`` once, and left out,
-with the reason, where it cannot be.
+One CartPole through ``RemoteEnv`` beside a hand-written unary service, remote-gym, and a bare gRPC
+echo of messages of that size, which steps nothing; 64 in one call through ``RemoteVectorEnv`` beside
+that service and ``SyncVectorEnv`` in-process; observations of 84x84x4 bytes beside an echo of that
+size. All take turns, so that a busy moment of the machine hits all of them; medians over the rounds.
+remote-gym is installed below ``--peers`` once, and left out, with the reason, where it cannot be.
 """
 
 from __future__ import annotations
@@ -153,7 +152,7 @@ def main() -> None:
         ways: dict[str, Callable[[], float]] = {
             "unary service": lambda: walk(unary, n),
             "RemoteEnv": lambda: walk(env, n),
-            "gRPC echo": lambda: echo.in_turns(peer, message_bytes, n),
+            "gRPC echo": lambda: echo.bare(peer, message_bytes, n),
         }
         if remote_gym is not None:
             ways["remote-gym"] = lambda: remote_gym.walk(n // 2)
@@ -168,7 +167,7 @@ def main() -> None:
         )
         seen = measure(
             {
-                "gRPC echo": lambda: echo.in_turns(peer, IMAGE_BYTES, n),
+                "gRPC echo": lambda: echo.bare(peer, IMAGE_BYTES, n),
                 "RemoteEnv": lambda: look(viewer, n),
             },
             options.rounds,

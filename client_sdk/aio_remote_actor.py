@@ -13,9 +13,8 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from client_sdk.aio_channel import AioStream
 from client_sdk.aio_connecting import keep_trying, open_session
-from client_sdk.aio_transport import AioConnection
+from client_sdk.aio_transport import AioConnection, AioStream
 from client_sdk.batch_track import BatchTrack
 from client_sdk.call_errors import Disconnected
 from client_sdk.config import Timeouts

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from client_sdk.channel import Channel, Stream
 from client_sdk.endpoint import Endpoint
-from client_sdk.loop_stream import LoopStream, is_loop_running
 from client_sdk.wire import policyserver_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["EnvService"].full_name
@@ -19,7 +18,6 @@ class EnvConnection:
     """A channel to one host of environments."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
         self._channel = Channel(endpoint, _SERVICE)
 
     def make(self, request: pb.MakeRequest, timeout_s: float) -> pb.MakeResponse:
@@ -42,16 +40,6 @@ class EnvConnection:
     def drive(self) -> Stream:
         """Call ``Drive``."""
         return self._channel.stream("Drive")
-
-    def drive_in_turns(self, timeout_s: float) -> Stream | LoopStream:
-        """Call ``Drive``, to send a request once the last one is answered; raises as ``make``.
-
-        The fastest way, on a channel of its own. Where an event loop runs in this thread, and would
-        run around every request, ``drive`` is.
-        """
-        if is_loop_running():
-            return self.drive()
-        return LoopStream(self._endpoint, _SERVICE, "Drive", timeout_s)
 
     def render(self, request: pb.RenderRequest, timeout_s: float) -> pb.RenderResponse:
         """Call ``Render``; raises as ``make``."""

@@ -31,7 +31,6 @@ from client_sdk.errors import (
     UnknownEnvironmentError,
     error_from_fault,
 )
-from client_sdk.loop_stream import LoopStream
 from client_sdk.traffic import Traffic
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault
@@ -75,7 +74,7 @@ class EnvDriver:
         self._connect_timeout_s = connect_timeout_s
         self._step_timeout_s = step_timeout_s
         self._connection: EnvConnection | None = None
-        self._stream: Stream | LoopStream | None = None
+        self._stream: Stream | None = None
         self._lost = ""
         self._spaces: tuple[pb.Space, pb.Space] | None = None
         self.handle = ""
@@ -115,7 +114,7 @@ class EnvDriver:
         try:
             made = connection.make(self._make, timeout_s)
             self._adopt(made)
-            self._stream = connection.drive_in_turns(timeout_s)
+            self._stream = connection.drive()
         except BaseException:
             connection.disconnect()
             raise
