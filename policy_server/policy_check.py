@@ -169,7 +169,7 @@ def _check_reachable(
     tanh = np.clip(actions.astype(np.float64), -_SATURATED, _SATURATED)
     deviations = np.abs(np.arctanh(tanh) - mean) / np.exp(np.clip(log_std, *_SAC_LOG_STD))
     error = _ROUNDING / (1.0 - np.square(tanh)) / np.exp(np.clip(log_std, *_SAC_LOG_STD))
-    off = (magnitude > 1.0) | (
+    off = (magnitude > 1.0 + _ROUNDING) | (  # runtimes give tangents a little beyond 1
         (magnitude < _SATURATED)
         & (deviations - error > _MOST_DEVIATIONS + _TOLERANCE * np.abs(mean))
     )

@@ -110,7 +110,8 @@ class SquashedGaussian(torch.nn.Module):
         # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)); Haarnoja et al. 2018, eq. 21.
         squashed = 2.0 * (x + torch.nn.functional.softplus(-2.0 * x))
         logp = self._constant + (squashed - 0.5 * (noise * noise) - log_std).sum(dim=-1)
-        return self._executed(torch.tanh(x)) | {
+        # onnxruntime's tangent goes beyond 1 by its rounding.
+        return self._executed(torch.clamp(torch.tanh(x), -1.0, 1.0)) | {
             "action_logp": logp,
             "action_dist_inputs": torch.cat(inputs, dim=-1),
         }

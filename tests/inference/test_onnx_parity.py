@@ -183,14 +183,28 @@ def test_sacs_log_densities_are_rllibs_where_rllibs_are_exact() -> None:
     np.testing.assert_allclose(sampled["action_logp"][inner], rllibs[inner], rtol=0, atol=1e-3)
 
 
-def test_sacs_log_densities_are_finite_and_exact_where_the_tangent_is_1() -> None:
+def sac_with_means_of(mean: float) -> tuple[Built, OnnxPolicy]:
+    """Standard deviations of 1, whatever is observed."""
     built = build(sac(), CARTPOLE, BOX)
     with torch.no_grad():
-        # Means of 12, whose tangent is 1 in single precision.
         last = [each for each in built.module.pi.modules() if isinstance(each, torch.nn.Linear)][-1]
         last.weight.zero_()
-        last.bias.copy_(torch.tensor([12.0] * 3 + [0.0] * 3))
-    policy = OnnxPolicy(both(built)[0].model)
+        last.bias.copy_(torch.tensor([mean] * 3 + [0.0] * 3))
+    return built, OnnxPolicy(both(built)[0].model)
+
+
+def test_no_action_of_sac_is_beyond_the_bounds_of_a_tangent() -> None:
+    n = 10_000
+    # Where the runtime's own tangent now and then gives a little more than 1.
+    _, policy = sac_with_means_of(8.0)
+    noise = np.linspace(0.0, 1.0, 3 * n, dtype=np.float32).reshape(n, 3)
+    found = outputs_of(policy, {"": np.zeros((n, 4), np.float32)}, flags(n, greedy=False), noise)
+    assert found["actions"].max() == 1.0
+
+
+def test_sacs_log_densities_are_finite_and_exact_where_the_tangent_is_1() -> None:
+    # Means of 12, whose tangent is 1 in single precision.
+    built, policy = sac_with_means_of(12.0)
     noise = np.zeros((1, 3), np.float32)
     found = outputs_of(policy, {"": np.zeros((1, 4), np.float32)}, flags(1, greedy=True), noise)
     assert (found["actions"] == 1.0).all()

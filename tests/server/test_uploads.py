@@ -431,6 +431,23 @@ def test_actions_of_sac_are_looked_at_though_it_records_no_densities():
         check_fault(fault, Reason.POLICY_MISMATCH, "chunks[0].actions", *says)
 
 
+def test_actions_of_sac_may_go_beyond_one_by_the_rounding_of_a_tangent():
+    beyond = np.float32(1.0) + 2 * np.finfo(np.float32).eps
+    with (
+        exporting(sac(), action_space=CAR, need_logp=False) as server,
+        Uploader(server.address) as client,
+    ):
+        client.fly()
+        chunk = client.chunk(1, 0, seen(0, 1, 2))
+        chunk.actions.CopyFrom(batch(np.array([[beyond] * 3, [-beyond] * 3], np.float32)))
+        client.deliver(chunk)
+        assert server.collect(2)[0].steps == 2
+        wrong = client.chunk(2, 0, seen(0, 1, 2))
+        wrong.actions.CopyFrom(batch(np.array([[1.0] * 3, [1.001] * 3], np.float32)))
+        fault = faults_in(client.upload(wrong))[0]
+        check_fault(fault, Reason.POLICY_MISMATCH, "chunks[0].actions", "1.001")
+
+
 # Together with rows.
 
 
