@@ -11,7 +11,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import tree
 from numpy.typing import NDArray
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
@@ -278,7 +277,7 @@ class EpisodeBuilder:
             )
             return episode.to_numpy()
         memory.live = episode.cut(len_lookback_buffer=self._lookback)
-        memory.observations = tree.map_structure(
+        memory.observations = map_struct(
             lambda value: np.asarray(value)[None], episode.get_observations(-1)
         )
         if self._callbacks.wants("on_episode_end"):
