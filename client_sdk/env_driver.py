@@ -113,7 +113,11 @@ class EnvDriver:
         connection = EnvConnection(self._endpoint)
         try:
             made = connection.make(self._make, timeout_s)
-            self._adopt(made)
+            try:
+                self._adopt(made)
+            except PolicyClientError:
+                self._close(connection, made.env_handle)  # else the host keeps it for a lease
+                raise
             self._stream = connection.drive()
         except BaseException:
             connection.disconnect()
@@ -260,9 +264,13 @@ class EnvDriver:
     def close(self) -> None:
         """Have the environments closed, and disconnect. Blocks for seconds at most."""
         if self._connection is not None:
-            with contextlib.suppress(Disconnected, PolicyClientError):
-                self._connection.close(pb.CloseRequest(env_handle=self.handle), _CLOSE_TIMEOUT_S)
+            self._close(self._connection, self.handle)
         self.abort()
+
+    @staticmethod
+    def _close(connection: EnvConnection, handle: str) -> None:
+        with contextlib.suppress(Disconnected, PolicyClientError):
+            connection.close(pb.CloseRequest(env_handle=handle), _CLOSE_TIMEOUT_S)
 
     def abort(self) -> None:
         """Disconnect; the host closes the environments."""

@@ -1,6 +1,7 @@
 """What goes wrong while environments are stepped, and what is left afterwards."""
 
 import copy
+import os
 import pickle
 import signal
 import socket
@@ -286,12 +287,14 @@ def test_a_host_restarted_between_two_episodes_is_not_noticed():
         assert script.count("make") == 2
 
 
-def test_a_host_restarted_with_other_spaces_is_refused():
+def test_a_host_restarted_with_other_spaces_is_refused_and_keeps_no_environment():
     port = unused_port()
     with hosting("CartPole-v1", port=port) as host:
         env = RemoteEnv(host.address)
-    with env, hosting(Mixed, port=port), pytest.raises(SpaceMismatchError, match="restarted"):
-        env.reset()
+    with env, hosting(Mixed, port=port) as other:
+        with pytest.raises(SpaceMismatchError, match="restarted"):
+            env.reset()
+        wait_for(lambda: other.open_envs == 0)
 
 
 def test_a_connection_that_breaks_loses_the_episode_and_not_the_environment_object():
@@ -321,6 +324,40 @@ def test_a_step_that_takes_too_long_is_given_up_and_reset_makes_another_environm
         env.reset()
         assert env.step(0)[0].tolist() == [1, 1]
         assert script.count("make") == 2
+
+
+def test_the_time_for_a_step_is_for_each_of_them_and_not_for_all():
+    script = Script(step=lambda: threading.Event().wait(0.2))
+    with hosting(script.make) as host, RemoteEnv(host.address, step_timeout=0.5) as env:
+        env.reset()
+        for number in range(1, 6):
+            assert env.step(0)[0].tolist() == [number, number]
+        threading.Event().wait(1.0)  # nothing is asked for meanwhile
+        assert env.step(0)[0].tolist() == [6, 6]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
+def test_nothing_is_left_of_a_connection_however_it_ends():
+    def left():
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    gate = Gate()
+    script = Script(step=gate)
+    with hosting(script.make) as host:
+        with RemoteEnv(host.address) as env:
+            env.reset()
+        wait_for(lambda: host.open_envs == 0)
+        files, threads = left()
+        for _ in range(5):
+            with RemoteEnv(host.address, step_timeout=0.2) as env:
+                env.reset()
+                with pytest.raises(EnvironmentLostError, match="step_timeout"):
+                    env.step(0)
+            gate.release.set()
+            wait_for(lambda: host.open_envs == 0)
+            gate.release.clear()
+        # The host's pool keeps the threads that it needed once.
+        wait_for(lambda: left()[0] <= files and left()[1] <= threads + 4)
 
 
 def test_an_interrupted_step_does_not_answer_the_next_call():
