@@ -29,7 +29,7 @@ class AioConnection:
     def __init__(self, endpoint: Endpoint, target: Address | None = None) -> None:
         target = target or endpoint.address
         options, credentials = endpoint.options(target), endpoint.credentials
-        self._metadata = endpoint.metadata
+        self._metadata = endpoint.metadata or None
         self._channel = (
             grpc.aio.insecure_channel(str(target), options)
             if credentials is None
@@ -66,7 +66,7 @@ class AioConnection:
             pb.GetPolicyRequest.SerializeToString,
             pb.GetPolicyResponse.FromString,
         )
-        parts = call(request, timeout=timeout_s, metadata=self._metadata or None)
+        parts = call(request, timeout=timeout_s, metadata=self._metadata)
         try:
             async for part in parts:
                 yield part
@@ -84,7 +84,7 @@ class AioConnection:
     def stream_act(self) -> AioStream:
         """Call ``StreamAct``."""
         call: Any = self._channel.stream_stream(_path("StreamAct"))
-        return AioStream(call(metadata=self._metadata or None))
+        return AioStream(call(metadata=self._metadata))
 
     async def close(self) -> None:
         """Close the channel, and whatever runs on it."""
@@ -94,7 +94,7 @@ class AioConnection:
         reader: Callable[[bytes], _T] = answer.FromString  # type: ignore[attr-defined]
         call: Any = self._channel.unary_unary(_path(name), type(request).SerializeToString, reader)
         try:
-            response: _T = await call(request, timeout=timeout_s, metadata=self._metadata or None)
+            response: _T = await call(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _error_of_call(error) from None
         except asyncio.CancelledError:

@@ -327,12 +327,12 @@ def test_a_step_that_takes_too_long_is_given_up_and_reset_makes_another_environm
 
 
 def test_the_time_for_a_step_is_for_each_of_them_and_not_for_all():
-    script = Script(step=lambda: threading.Event().wait(0.2))
-    with hosting(script.make) as host, RemoteEnv(host.address, step_timeout=0.5) as env:
+    script = Script(step=lambda: threading.Event().wait(0.4))
+    with hosting(script.make) as host, RemoteEnv(host.address, step_timeout=1.5) as env:
         env.reset()
         for number in range(1, 6):
             assert env.step(0)[0].tolist() == [number, number]
-        threading.Event().wait(1.0)  # nothing is asked for meanwhile
+        threading.Event().wait(2.0)  # nothing is asked for meanwhile
         assert env.step(0)[0].tolist() == [6, 6]
 
 
@@ -349,7 +349,7 @@ def test_nothing_is_left_of_a_connection_however_it_ends():
         wait_for(lambda: host.open_envs == 0)
         files, threads = left()
         for _ in range(5):
-            with RemoteEnv(host.address, step_timeout=0.2) as env:
+            with RemoteEnv(host.address, step_timeout=0.5) as env:
                 env.reset()
                 with pytest.raises(EnvironmentLostError, match="step_timeout"):
                     env.step(0)
