@@ -117,18 +117,16 @@ class EnvDrive:
     # The environments' thread.
 
     def _answer(self, data: bytes) -> None:
-        handle, send, unsent = cast("EnvHandle", self._handle), self._send, None
+        handle, send = cast("EnvHandle", self._handle), self._send
         try:
-            try:
-                answer = handle.alive(_answer_of, handle, data)
-            except Exception as error:  # told to the client, and logged
-                answer = _refusal(error)
-            if send is None or len(answer) > _SENT_AT_ONCE_BYTES:
-                unsent = answer
-            else:
-                send(answer)
-        finally:
-            self._answered.put(unsent)
+            answer = handle.alive(_answer_of, handle, data)
+        except Exception as error:  # told to the client, and logged
+            answer = _refusal(error)
+        if send is None or len(answer) > _SENT_AT_ONCE_BYTES:
+            self._answered.put(answer)
+        else:
+            self._answered.put(None)
+            send(answer)
         handle.show()  # now that nobody waits for it
 
 

@@ -9,12 +9,13 @@ from gymnasium import spaces
 
 class _Sleepy(gym.Wrapper):
     def step(self, action):
+        print("stepping", flush=True)
         time.sleep(30)
         return super().step(action)
 
 
 def sleepy():
-    """CartPole, half a minute per step."""
+    """CartPole, half a minute per step, and says so."""
     return _Sleepy(gym.make("CartPole-v1"))
 
 

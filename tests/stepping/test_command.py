@@ -7,11 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent import futures
 from pathlib import Path
 
 import pytest
 
 from client_sdk import RemoteEnv, TlsConfig
+from client_sdk.errors import EnvironmentLostError
 from client_sdk.parent import when_process_ends
 from tests.authority import Authority
 from tests.stepping.support import COMMAND, PATIENCE_S, HostProcess, wait_for
@@ -132,15 +134,19 @@ def test_signals_end_it_within_5_seconds_whatever_an_environment_does(number, co
     with HostProcess(name, "--port", "0") as host:
         env = RemoteEnv(host.address)
         env.reset()
-        if state == "stepping":  # half a minute long
-            columns = env._remote.actions.columns_of(0)
-            env._remote.driver._stream.send(env._remote._steps.request(columns))
-        start = time.monotonic()
-        host.process.send_signal(number)
-        _, err = host.process.communicate(timeout=PATIENCE_S)
-        assert host.process.returncode == code, err
-        assert time.monotonic() - start < 5.0
-        assert "Traceback" not in err
+        with futures.ThreadPoolExecutor(1) as pool:
+            if state == "stepping":  # half a minute long
+                step = pool.submit(env.step, 0)
+                assert host.process.stdout.readline() == "stepping\n"
+            start = time.monotonic()
+            host.process.send_signal(number)
+            _, err = host.process.communicate(timeout=PATIENCE_S)
+            assert host.process.returncode == code, err
+            assert time.monotonic() - start < 5.0
+            assert "Traceback" not in err
+            if state == "stepping":
+                with pytest.raises(EnvironmentLostError):
+                    step.result(PATIENCE_S)
         env.close()
 
 
