@@ -12,6 +12,13 @@ import pytest
 def pytest_configure() -> None:
     """What a script starts in the background ignores Ctrl-C, and so does whatever it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ray, here and in the commands that tests start, starts workers that somebody wants only.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a Ray comes last: also an idle one takes its share of the processors."""
+    items.sort(key=lambda item: "ray_session" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
