@@ -86,12 +86,14 @@ class EnvDrive:
         """The answers that the environments' thread does not send itself."""
         if not context.add_callback(self._end):
             return
-        refusal: bytes | None = b""
-        while refusal is not None:
-            if (data := next(requests, None)) is None:
+        while True:
+            data = next(requests, None)
+            if data is None:
                 return
-            if (refusal := self._begin(data)) is not None:
-                yield refusal
+            refusal = self._begin(data)
+            if refusal is None:
+                break
+            yield refusal
         handle, line = cast("EnvHandle", self._handle), self._line
         for answer in iter(self._unsent.get, None):
             if answer is _UNSETTLED:
