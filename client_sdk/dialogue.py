@@ -97,6 +97,8 @@ class Dialogue:
         """Wait for the end of a batch: the answer, if there is one in it."""
         self._waiting = True
         try:
+            if not self._unfinished:  # closed by a signal handler, just before
+                return None
             event = self._call.next_event()
             self._unfinished -= 1
         except BaseException:  # Ctrl-C: gRPC has let go of the call, or of what it would wait for
@@ -111,7 +113,8 @@ class Dialogue:
             if kind == cygrpc.OperationType.receive_message:
                 answer = operation.message()
             elif kind == cygrpc.OperationType.receive_status_on_client:
-                code, details = _CODES[operation.code()], operation.details()
+                code = _CODES.get(operation.code(), grpc.StatusCode.UNKNOWN)
+                details = operation.details()
                 if code is grpc.StatusCode.OK:
                     self._end = Disconnected("the server ended the stream")
                 else:
@@ -124,7 +127,7 @@ class Dialogue:
         self._call.cancel(grpc.StatusCode.CANCELLED.value[0], "given up by the client")
 
     def close(self) -> None:
-        """Give up the call, also under a thread that waits for an answer: a signal handler may."""
+        """Give up the call. A signal handler may do so while its thread waits for an answer."""
         self._closed = True
         self._patience.end()
         if self._unfinished:

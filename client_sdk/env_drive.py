@@ -57,10 +57,15 @@ class EnvDrive:
     # gRPC's receiving thread.
 
     def _received(self, data: bytes) -> bytes:
-        handle = self._handle
-        if handle is not None and not handle.post(self._answer, data):
-            self._unsent.put(_UNSETTLED)
+        if self._handle is not None and self._line is None:
+            self._take(data)
         return data
+
+    def _take(self, data: bytes | None) -> None:
+        if data is None:
+            self._unsent.put(None)
+        elif not cast("EnvHandle", self._handle).post(self._answer, data):
+            self._unsent.put(_UNSETTLED)
 
     # A thread of gRPC's pool.
 
@@ -71,7 +76,7 @@ class EnvDrive:
             return self._answers(requests, context)
         self._send = send
         with contextlib.suppress(AttributeError, TypeError):  # gRPC has changed inside
-            self._line = RequestLine(requests, lambda: self._unsent.put(None))
+            self._line = RequestLine(requests, self._take)
         try:
             for answer in self._answers(requests, context):
                 send(answer)

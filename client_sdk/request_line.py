@@ -17,14 +17,15 @@ _NO_FLAGS = 0
 
 
 class RequestLine:
-    """One stream. Each request goes to its deserializer, which must not raise."""
+    """One stream, from the first ``ask`` on."""
 
-    def __init__(self, requests: Any, ended: Callable[[], object]) -> None:
-        """Take gRPC's iterator's place; nobody is to go on with that.
+    def __init__(self, requests: Any, take: Callable[[bytes | None], object]) -> None:
+        """Take gRPC's iterator's place; nobody is to go on with that then.
 
         Args:
             requests: gRPC's iterator of them.
-            ended: Called once there are no more, in gRPC's thread.
+            take: Called with each, and with None once there are no more, in gRPC's thread. Must not
+                raise or block.
 
         Raises:
             AttributeError, TypeError: This gRPC has changed inside.
@@ -35,8 +36,9 @@ class RequestLine:
         def received(event: Any) -> Any:
             told = receive(event)
             state.request = None  # the iterator's: it may be large
-            if event.batch_operations[0].message() is None:
-                ended()
+            # Only now that gRPC has written down that nothing is being received: whoever takes it
+            # may ask for the next one before this returns.
+            take(event.batch_operations[0].message())
             return told
 
         self._state, self._condition, self._due = state, state.condition, state.due

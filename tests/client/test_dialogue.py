@@ -212,17 +212,6 @@ def test_closing_does_not_need_a_question_or_a_server():
         pass
 
 
-def test_another_thread_may_close_it_under_a_question():
-    talk = Talk()
-    with dialogue("silent", talk) as asked, futures.ThreadPoolExecutor(1) as pool:
-        asked.ask(b"1", PATIENCE_S)
-        waiting = pool.submit(asked.ask, OVER_AND_OUT, PATIENCE_S)
-        threading.Event().wait(0.2)
-        asked.close()
-        with pytest.raises(Disconnected, match="given up"):
-            waiting.result(PATIENCE_S)
-
-
 def test_a_signal_handler_may_close_it_under_a_question():
     talk = Talk()
     with dialogue("silent", talk) as asked:
@@ -248,8 +237,18 @@ class Closing(Dialogue):
         return answer
 
 
-def test_closed_under_an_answer_it_leaves_nothing_behind(monkeypatch):
-    monkeypatch.setattr("client_sdk.channel.Dialogue", Closing)
+class ClosingBefore(Dialogue):
+    """Is closed by a signal handler just when it begins to wait."""
+
+    def _next(self):
+        if not self._closed:
+            self.close()
+        return super()._next()
+
+
+@pytest.mark.parametrize("closing", [Closing, ClosingBefore])
+def test_closed_under_a_question_it_leaves_nothing_behind(monkeypatch, closing):
+    monkeypatch.setattr("client_sdk.channel.Dialogue", closing)
     with dialogue("echo") as asked:
         ends_as(asked, Disconnected, "given up")
         assert asked._unfinished == 0

@@ -163,6 +163,21 @@ def test_what_comes_after_the_environment_was_closed_is_told_so():
         assert list(answers) == []
 
 
+def test_an_answer_may_be_quicker_than_what_grpc_writes_down(monkeypatch):
+    deserialize = grpc._common.deserialize
+
+    def slow(*arguments):
+        request = deserialize(*arguments)
+        threading.Event().wait(0.05)
+        return request
+
+    monkeypatch.setattr("grpc._common.deserialize", slow)
+    with hosting(Script().make) as host, RemoteEnv(host.address, step_timeout=PATIENCE_S) as env:
+        env.reset()
+        for number in range(1, 6):
+            assert env.step(1)[0].tolist() == [number, number]
+
+
 class Watching(grpc.GenericRpcHandler):
     """The handlers of a host, with another function in the place of a Drive's.
 
