@@ -18,7 +18,6 @@ from client_sdk.attempts import Attempts
 from client_sdk.call_errors import Disconnected, Overdue
 from client_sdk.channel import Stream
 from client_sdk.connecting import report, verdict
-from client_sdk.dialogue import Dialogue
 from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import (
@@ -75,7 +74,7 @@ class EnvDriver:
         self._connect_timeout_s = connect_timeout_s
         self._step_timeout_s = step_timeout_s
         self._connection: EnvConnection | None = None
-        self._drive: Dialogue | Stream | None = None
+        self._stream: Stream | None = None
         self._lost = ""
         self._spaces: tuple[pb.Space, pb.Space] | None = None
         self.handle = ""
@@ -87,7 +86,7 @@ class EnvDriver:
     @property
     def connected(self) -> bool:
         """Whether there is a stream to the environments, as far as this side knows."""
-        return self._drive is not None
+        return self._stream is not None
 
     def _connect(self) -> None:
         attempts = Attempts(
@@ -119,7 +118,7 @@ class EnvDriver:
             except PolicyClientError:
                 self._close(connection, made.env_handle)  # else the host keeps it for a lease
                 raise
-            self._drive = connection.drive(self._step_timeout_s)
+            self._stream = connection.drive()
         except BaseException:
             connection.disconnect()
             raise
@@ -150,10 +149,10 @@ class EnvDriver:
     def _drop(self, lost: str) -> None:
         """Give up the handle; the host closes it when its stream ends."""
         self._lost = lost
-        drive, self._drive = self._drive, None
+        stream, self._stream = self._stream, None
         connection, self._connection = self._connection, None
-        if drive is not None:
-            drive.close()
+        if stream is not None:
+            stream.close()
         if connection is not None:
             connection.disconnect()
 
@@ -166,7 +165,7 @@ class EnvDriver:
             EnvironmentFailedError: An environment raised.
             PolicyClientError: The host refuses, or cannot be reached any more.
         """
-        if self._drive is not None:
+        if self._stream is not None:
             try:
                 return self._reset(request)
             except (EnvironmentLostError, UnknownEnvironmentError) as error:
@@ -193,12 +192,13 @@ class EnvDriver:
         Raises:
             EnvironmentLostError: The connection or the host is gone, and the episode with it.
         """
-        drive = self._drive
-        if drive is None:
+        stream = self._stream
+        if stream is None:
             raise EnvironmentLostError(f"{self._lost}. {_CURE}")
         try:
             self.traffic.sent(request)
-            data = drive.ask(request, self._step_timeout_s)
+            stream.send(request)
+            data = stream.receive(self._step_timeout_s)
             self.traffic.received(data)
             return data
         except Overdue:
