@@ -5,7 +5,7 @@ import warnings
 
 from client_sdk.wire import policyserver_pb2 as client__sdk_dot_wire_dot_policyserver__pb2
 
-GRPC_GENERATED_VERSION = '1.78.2'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 

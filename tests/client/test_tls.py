@@ -3,6 +3,8 @@ do not, in every way."""
 
 import contextlib
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -141,3 +143,33 @@ def test_a_client_certificate_that_the_server_does_not_believe_is_told_so(
             tls = TlsConfig(authority.file, *issuer.issue("simulator", ip=None, days=days))
             with pytest.raises(TlsError, match=r"this client certificate.*--tls-client-ca"):
                 connect(kind, f"localhost:{port}", tls=tls, timeouts=BRIEF)
+
+
+RESTARTS = 100
+RESTARTING = f"""
+import socket, ssl, sys
+from client_sdk.env_server import EnvServer, EnvServerConfig
+from policy_server import ServerTls
+
+config = EnvServerConfig(port=0, tls=ServerTls(*sys.argv[1:3]))
+probe = ssl.create_default_context(cafile=sys.argv[3])
+probe.set_alpn_protocols(["h2"])
+for _ in range({RESTARTS}):
+    with EnvServer("CartPole-v1", config) as host:
+        port = int(host.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            probe.wrap_socket(connection, server_hostname="localhost").close()
+print("stopped every time")
+"""
+
+
+def test_a_host_may_stop_while_a_probe_hangs_up(authority):
+    """In a process of its own: with some releases of gRPC (1.78) that ends in a segmentation fault."""
+    ran = subprocess.run(
+        [sys.executable, "-c", RESTARTING, *authority.issue("localhost"), authority.file],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "stopped every time\n"), ran.stderr
