@@ -6,6 +6,8 @@ thread at a time, and has a reader of its own.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import grpc
 
 from client_sdk.call_errors import Disconnected, Overdue, error_of_call, error_of_stream
 from client_sdk.config import Address
+from client_sdk.dialogue import Dialogue
 from client_sdk.endpoint import Endpoint
 from client_sdk.errors import PolicyClientError
 
@@ -97,6 +100,19 @@ class Channel:
         call: Any = self._channel.stream_stream(self._path(name))
         return Stream(lambda requests: call(requests, metadata=self._metadata))
 
+    def dialogue(self, name: str, shortest_s: float) -> Dialogue | Stream:
+        """Call a bidirectional rpc whose requests are answered one by one.
+
+        Args:
+            name: Of the rpc.
+            shortest_s: No deadline of an answer is going to be shorter.
+        """
+        if not _forks_survive():
+            inside: Any = self._channel
+            with contextlib.suppress(AttributeError, TypeError):  # gRPC has changed inside
+                return Dialogue(inside._channel, self._path(name), self._metadata, shortest_s)
+        return self.stream(name)
+
     def close(self) -> None:
         """Close the channel, and whatever runs on it."""
         self._channel.close()
@@ -142,10 +158,20 @@ class Stream:
         self._inbox.put(item)  # for whoever asks again
         raise item
 
+    def ask(self, request: bytes, timeout_s: float) -> bytes:
+        """Send, and receive: as ``Dialogue.ask``."""
+        self.send(request)
+        return self.receive(timeout_s)
+
     def close(self) -> None:
         """Give up the stream; whoever waits on it is told so."""
         self._call.cancel()
         self._outbox.put(None)
+
+
+def _forks_survive() -> bool:
+    """Whether gRPC is told to: then it waits in a child for the calls that nobody reads there."""
+    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in {"1", "true", "yes"}
 
 
 def _read(call: Any, inbox: queue.SimpleQueue[bytes | PolicyClientError | Disconnected]) -> None:

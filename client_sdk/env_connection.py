@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from client_sdk.channel import Channel, Stream
+from client_sdk.dialogue import Dialogue
 from client_sdk.endpoint import Endpoint
 from client_sdk.wire import policyserver_pb2 as pb
 
@@ -37,9 +38,9 @@ class EnvConnection:
         """Call ``Step``; raises as ``make``."""
         return self._channel.unary("Step", request, pb.StepResponse, timeout_s)
 
-    def drive(self) -> Stream:
-        """Call ``Drive``."""
-        return self._channel.stream("Drive")
+    def drive(self, shortest_s: float) -> Dialogue | Stream:
+        """Call ``Drive``, whose answers never have to come sooner than that."""
+        return self._channel.dialogue("Drive", shortest_s)
 
     def render(self, request: pb.RenderRequest, timeout_s: float) -> pb.RenderResponse:
         """Call ``Render``; raises as ``make``."""

@@ -6,7 +6,9 @@ answers: a change of thread costs as much as all else that is done for a step he
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -15,11 +17,15 @@ import grpc
 from client_sdk.env_faults import as_fault, parse
 from client_sdk.env_handles import EnvHandle
 from client_sdk.env_registry import EnvRegistry
+from client_sdk.request_line import RequestLine
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 
 _SENT_AT_ONCE_BYTES = 48 * 1024
 """HTTP/2 lets 64 KiB pass unread: sending so much waits for nobody who reads his answers."""
+
+_UNSETTLED = b""
+"""In the place of an answer, none of which is empty: the environments' thread has ended before."""
 
 _Send = Callable[[bytes | None], object]
 
@@ -31,9 +37,11 @@ class EnvDrive:
         self._registry = registry
         self._handle: EnvHandle | None = None
         self._ended = False
-        self._send: _Send | None = None
-        # One item for each request: what is still to be sent of its answer.
-        self._answered: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._send: _Send = _nowhere
+        self._line: RequestLine | None = None
+        self._sending = threading.Lock()
+        # What the pool's thread is to send; None: nothing more comes.
+        self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def handler(self) -> grpc.RpcMethodHandler[Any, Any]:
         """What gRPC is to call for this stream, and for no other."""
@@ -42,50 +50,66 @@ class EnvDrive:
             return self._answer_all(requests, context, send)
 
         # Then ``send`` is given, and works in any thread. Where gRPC does not know the attribute
-        # any more, all answers take the way of the large ones.
+        # any more, or has changed inside, all answers take the way of the large ones.
         answer.experimental_non_blocking = True  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(answer, request_deserializer=self._received)
 
     # gRPC's receiving thread.
 
     def _received(self, data: bytes) -> bytes:
-        handle = self._handle
-        if handle is not None:
-            handle.post(self._answer, data)
+        if self._handle is not None and self._line is None:
+            self._take(data)
         return data
+
+    def _take(self, data: bytes | None) -> None:
+        if data is None:
+            self._unsent.put(None)
+        elif not cast("EnvHandle", self._handle).post(self._answer, data):
+            self._unsent.put(_UNSETTLED)
 
     # A thread of gRPC's pool.
 
     def _answer_all(
         self, requests: Iterator[bytes], context: Any, send: _Send | None
     ) -> Iterator[bytes] | None:
-        answers = self._answers(requests, context)
         if send is None:
-            return answers
+            return self._answers(requests, context)
         self._send = send
+        with contextlib.suppress(AttributeError, TypeError):  # gRPC has changed inside
+            self._line = RequestLine(requests, self._take)
         try:
-            for answer in answers:
+            for answer in self._answers(requests, context):
                 send(answer)
-            send(None)
+            with self._sending:  # the end must not overtake the last answer
+                send(None)
         finally:
             self._send = _nowhere  # it and gRPC's call would hold each other
+            self._line = None
         return None
 
     def _answers(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """The answers that the environments' thread does not send itself."""
         if not context.add_callback(self._end):
             return
-        # gRPC receives the next request when it is asked for it here: a client that does not wait
-        # for its answers has to wait all the same.
-        for data in requests:
-            if self._handle is not None:
-                self._handle.settle()
-            elif (refusal := self._begin(data)) is not None:
-                yield refusal
+        while True:
+            data = next(requests, None)
+            if data is None:
+                return
+            refusal = self._begin(data)
+            if refusal is None:
+                break
+            yield refusal
+        handle, line = cast("EnvHandle", self._handle), self._line
+        for answer in iter(self._unsent.get, None):
+            if answer is _UNSETTLED:
+                handle.settle()
                 continue
-            answer = self._answered.get()
-            if answer is not None:
-                yield answer
+            yield answer
+            # Only now: a client that does not wait for its answers has to wait all the same.
+            if line is not None:
+                line.ask()
+            elif next(requests, None) is None:
+                return
 
     def _begin(self, data: bytes) -> bytes | None:
         """Take the handle that the first request names, and have the request answered.
@@ -110,25 +134,26 @@ class EnvDrive:
     def _end(self) -> None:
         """The stream is over, and its environments with it."""
         self._ended = True
-        self._answered.put(None)
+        self._unsent.put(None)
         if self._handle is not None:
             self._registry.close(self._handle.id)
 
     # The environments' thread.
 
     def _answer(self, data: bytes) -> None:
-        handle, send, unsent = cast("EnvHandle", self._handle), self._send, None
+        handle, line = cast("EnvHandle", self._handle), self._line
         try:
-            try:
-                answer = handle.alive(_answer_of, handle, data)
-            except Exception as error:  # told to the client, and logged
-                answer = _refusal(error)
-            if send is None or len(answer) > _SENT_AT_ONCE_BYTES:
-                unsent = answer
-            else:
-                send(answer)
-        finally:
-            self._answered.put(unsent)
+            answer = handle.alive(_answer_of, handle, data)
+        except Exception as error:  # told to the client, and logged
+            answer = _refusal(error)
+        if line is None or len(answer) > _SENT_AT_ONCE_BYTES:
+            self._unsent.put(answer)
+        else:
+            with self._sending:
+                # First, for gRPC takes its time to say that something was sent: the next request
+                # may be there by then.
+                line.ask()
+                self._send(answer)
         handle.show()  # now that nobody waits for it
 
 

@@ -18,6 +18,7 @@ from client_sdk.attempts import Attempts
 from client_sdk.call_errors import Disconnected, Overdue
 from client_sdk.channel import Stream
 from client_sdk.connecting import report, verdict
+from client_sdk.dialogue import Dialogue
 from client_sdk.endpoint import Endpoint
 from client_sdk.env_connection import EnvConnection
 from client_sdk.errors import (
@@ -74,7 +75,7 @@ class EnvDriver:
         self._connect_timeout_s = connect_timeout_s
         self._step_timeout_s = step_timeout_s
         self._connection: EnvConnection | None = None
-        self._stream: Stream | None = None
+        self._drive: Dialogue | Stream | None = None
         self._lost = ""
         self._spaces: tuple[pb.Space, pb.Space] | None = None
         self.handle = ""
@@ -86,7 +87,7 @@ class EnvDriver:
     @property
     def connected(self) -> bool:
         """Whether there is a stream to the environments, as far as this side knows."""
-        return self._stream is not None
+        return self._drive is not None
 
     def _connect(self) -> None:
         attempts = Attempts(
@@ -118,7 +119,7 @@ class EnvDriver:
             except PolicyClientError:
                 self._close(connection, made.env_handle)  # else the host keeps it for a lease
                 raise
-            self._stream = connection.drive()
+            self._drive = connection.drive(self._step_timeout_s)
         except BaseException:
             connection.disconnect()
             raise
@@ -149,10 +150,10 @@ class EnvDriver:
     def _drop(self, lost: str) -> None:
         """Give up the handle; the host closes it when its stream ends."""
         self._lost = lost
-        stream, self._stream = self._stream, None
+        drive, self._drive = self._drive, None
         connection, self._connection = self._connection, None
-        if stream is not None:
-            stream.close()
+        if drive is not None:
+            drive.close()
         if connection is not None:
             connection.disconnect()
 
@@ -165,7 +166,7 @@ class EnvDriver:
             EnvironmentFailedError: An environment raised.
             PolicyClientError: The host refuses, or cannot be reached any more.
         """
-        if self._stream is not None:
+        if self._drive is not None:
             try:
                 return self._reset(request)
             except (EnvironmentLostError, UnknownEnvironmentError) as error:
@@ -192,13 +193,12 @@ class EnvDriver:
         Raises:
             EnvironmentLostError: The connection or the host is gone, and the episode with it.
         """
-        stream = self._stream
-        if stream is None:
+        drive = self._drive
+        if drive is None:
             raise EnvironmentLostError(f"{self._lost}. {_CURE}")
         try:
             self.traffic.sent(request)
-            stream.send(request)
-            data = stream.receive(self._step_timeout_s)
+            data = drive.ask(request, self._step_timeout_s)
             self.traffic.received(data)
             return data
         except Overdue:

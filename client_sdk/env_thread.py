@@ -55,12 +55,14 @@ class EnvThread:
             raise result
         return cast("_T", result)
 
-    def post(self, function: Callable[..., object], *arguments: Any) -> None:
+    def post(self, function: Callable[..., object], *arguments: Any) -> bool:
         """Run it there, some time; it must not raise. Never blocks.
 
-        Whoever waits for what comes of it calls ``settle`` in between.
+        Returns:
+            False: the thread has ended, and whoever waits for what comes of it calls ``settle``.
         """
         self._inbox.put((function, arguments))
+        return not self._ended
 
     def settle(self) -> None:
         """Run what was posted after the end: nobody else would."""

@@ -1,6 +1,7 @@
 """One stream of resets and steps: who answers it, in which thread, and what a flood comes to."""
 
 import queue
+import threading
 from concurrent import futures
 
 import grpc
@@ -17,6 +18,7 @@ from client_sdk.env_registry import EnvRegistry
 from client_sdk.env_service import EnvService
 from client_sdk.env_source import EnvSource
 from client_sdk.errors import SpaceMismatchError
+from client_sdk.request_line import RequestLine
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from tests.stepping.support import PATIENCE_S, Script, Scripted, hosting, wait_for
@@ -126,7 +128,17 @@ def test_a_large_answer_that_is_not_read_leaves_the_environment_to_others():
         assert len(next(answers)) > 1024 * 1024
 
 
-def test_a_client_that_has_sent_its_last_request_gets_all_answers_and_the_end():
+class Slow(RequestLine):
+    """The end of the requests is there before the last answer is sent."""
+
+    def ask(self):
+        super().ask()
+        threading.Event().wait(0.1)
+
+
+@pytest.mark.parametrize("line", [RequestLine, Slow])
+def test_a_client_that_has_sent_its_last_request_gets_all_answers_and_the_end(monkeypatch, line):
+    monkeypatch.setattr("client_sdk.env_drive.RequestLine", line)
     script = Script()
     with hosting(script.make) as host, Made(host.address) as made:
         answers = made.drive([made.reset(), *[made.step(1)] * 3])
@@ -149,6 +161,21 @@ def test_what_comes_after_the_environment_was_closed_is_told_so():
             assert error.reason == pb.ERROR_REASON_UNKNOWN_ENVIRONMENT
         ask.put(None)
         assert list(answers) == []
+
+
+def test_an_answer_may_be_quicker_than_what_grpc_writes_down(monkeypatch):
+    deserialize = grpc._common.deserialize
+
+    def slow(*arguments):
+        request = deserialize(*arguments)
+        threading.Event().wait(0.05)
+        return request
+
+    monkeypatch.setattr("grpc._common.deserialize", slow)
+    with hosting(Script().make) as host, RemoteEnv(host.address, step_timeout=PATIENCE_S) as env:
+        env.reset()
+        for number in range(1, 6):
+            assert env.step(1)[0].tolist() == [number, number]
 
 
 class Watching(grpc.GenericRpcHandler):
@@ -177,12 +204,36 @@ class Watching(grpc.GenericRpcHandler):
         return handler._replace(stream_stream=answer)
 
 
+def nothing_inside(*_):
+    raise AttributeError("_state")
+
+
+def other_arguments(_):
+    """Wants fewer than it is given."""
+
+
 @pytest.mark.parametrize(
-    ("blocking", "arguments"),
-    [(False, 3), (True, 2)],
-    ids=["this gRPC", "one without non-blocking"],
+    ("blocking", "line", "lines"),
+    [
+        (False, RequestLine, 1),
+        (False, nothing_inside, 0),
+        (False, other_arguments, 0),
+        (True, RequestLine, 0),
+    ],
+    ids=["this gRPC", "one without lines", "one with other arguments", "one without non-blocking"],
 )
-def test_grpc_lets_the_environments_thread_answer_and_need_not(blocking, arguments):
+def test_grpc_lets_the_environments_thread_answer_and_need_not(monkeypatch, blocking, line, lines):
+    made, asked = [], []
+
+    def make_line(*arguments):
+        made.append(line(*arguments))
+        monkeypatch.setattr(made[-1], "ask", counted(made[-1].ask))
+        return made[-1]
+
+    def counted(ask):
+        return lambda: asked.append(ask())
+
+    monkeypatch.setattr("client_sdk.env_drive.RequestLine", make_line)
     registry = EnvRegistry(max_envs=1, lease_s=60.0)
     service = EnvService(EnvSource(Script().make, {}), registry, lease_s=60.0, max_watchers=1)
     handlers = Watching(service.handler(), blocking=blocking)
@@ -198,7 +249,8 @@ def test_grpc_lets_the_environments_thread_answer_and_need_not(blocking, argumen
             with pytest.raises(SpaceMismatchError):
                 env.step(7)
             assert env.step(1)[0].tolist() == [10, 10]
-        assert handlers.arguments == [arguments]
+        assert handlers.arguments == [2 if blocking else 3]
+        assert (len(made), len(asked)) == (lines, lines * 12)  # a reset, and eleven steps
         wait_for(lambda: len(registry) == 0)
     finally:
         server.stop(0.0).wait(PATIENCE_S)
