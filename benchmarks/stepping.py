@@ -5,7 +5,8 @@
 One CartPole through ``RemoteEnv`` beside a hand-written unary service, remote-gym, and a bare gRPC
 echo of messages of that size, which steps nothing; 64 in one call through ``RemoteVectorEnv`` beside
 that service and ``SyncVectorEnv`` in-process; observations of 84x84x4 bytes beside an echo of that
-size. All take turns, so that a busy moment of the machine hits all of them; medians over the rounds.
+size. All take short turns, so that a busy moment of the machine hits all of them; medians over the
+rounds, of ratios, too.
 remote-gym is installed below ``--peers`` once, and left out, with the reason, where it cannot be.
 """
 
@@ -124,8 +125,8 @@ def _remote_gym(directory: Path, stack: contextlib.ExitStack) -> RemoteGym | Non
 def main() -> None:
     """Measure, print, write."""
     parser = report.arguments(__doc__ or "")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.5, help="per measurement, about")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=0.2, help="per measurement, about")
     parser.add_argument(
         "--peers",
         type=Path,
