@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from client_sdk import certificates, credentials, host_command, watch_command
+from client_sdk import certificates, credentials, ending, host_command, watch_command
 from client_sdk.config import Address, Timeouts
 from client_sdk.errors import InvalidValueError, PolicyClientError
 from client_sdk.option_types import (
@@ -42,6 +42,7 @@ exit codes:
        files cannot be written
   2    a bad option, or no such environment
   4    a host cannot listen: the port is in use
+  129  ended by the end of its terminal (SIGHUP), unless nohup has it go on
   130  ended by Ctrl-C (SIGINT)
   143  ended by SIGTERM
 """
@@ -61,7 +62,7 @@ examples:
 
 
 class _Signal:
-    """Turns the first SIGINT or SIGTERM into KeyboardInterrupt; later ones find us on our way out.
+    """Turns the first signal to end into KeyboardInterrupt; later ones find us on our way out.
 
     If that way is too long (an environment that hangs), the process ends without it.
     """
@@ -87,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     stopped = _Signal()
-    previous = {
-        number: signal.signal(number, stopped) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {number: signal.signal(number, stopped) for number in ending.wanted()}
     try:
         options = _parser().parse_args(arguments)
         logging.basicConfig(

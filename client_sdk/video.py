@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk import ending
 from client_sdk.errors import InvalidValueError
 
 
@@ -117,18 +118,16 @@ def _without_ctrl_c() -> Iterator[None]:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Signals wait until the block is over: in the middle of a frame they would cost the file."""
-    came: list[tuple[int, Any]] = []
+    came: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
-        came.append((number, frame))
+    def note(number: int, _frame: Any) -> None:
+        came.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, note) for number in ending.SIGNALS}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        for caught, frame in came:
-            handler = previous[signal.Signals(caught)]
-            if callable(handler):
-                handler(caught, frame)
+        for number in came:
+            signal.raise_signal(number)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import gymnasium as gym
@@ -45,9 +45,12 @@ class HostProcess:
         address: From that line.
     """
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, under: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*under, *COMMAND, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.line = self.process.stdout.readline().strip()
         self.address = self.line.rpartition(" ")[2]

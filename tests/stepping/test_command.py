@@ -127,7 +127,9 @@ def test_an_address_file_that_cannot_be_written_is_one_line():
 
 @pytest.mark.parametrize("state", ["idle", "stepping"])
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_signals_end_it_within_5_seconds_whatever_an_environment_does(number, code, state):
     name = "CartPole-v1" if state == "idle" else "tests.stepping.hosts:sleepy"
@@ -148,6 +150,16 @@ def test_signals_end_it_within_5_seconds_whatever_an_environment_does(number, co
                 with pytest.raises(EnvironmentLostError):
                     step.result(PATIENCE_S)
         env.close()
+
+
+def test_it_outlives_its_terminal_under_nohup():
+    with HostProcess("CartPole-v1", "--port", "0", under=["nohup"]) as host:
+        host.process.send_signal(signal.SIGHUP)
+        with RemoteEnv(host.address) as env:
+            env.reset()
+            host.process.send_signal(signal.SIGTERM)
+            _, err = host.process.communicate(timeout=PATIENCE_S)
+        assert host.process.returncode == 143, err
 
 
 # -- the parent
