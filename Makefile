@@ -29,8 +29,8 @@ demo: $(STAMP) ## Train CartPole from simulators in other processes, watch it, k
 compare: $(STAMP) ## Train CartPole in several ways, three seeds each; table, JSON and a picture
 	$(BIN)/policy-server compare --out benchmarks/results
 
-test: $(STAMP) ## Fast tests and one training per mode (12 minutes at most)
-	$(BIN)/pytest -m "not slow"
+test: $(STAMP) ## Fast tests and one training per mode (12 minutes at most), in two processes
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadgroup
 
 test-slow: $(STAMP) ## Every training and installation; writes docs/results.md
 	$(BIN)/python -m benchmarks.results

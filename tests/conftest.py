@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -16,9 +16,27 @@ def pytest_configure() -> None:
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 
+SHARED = ("ray_session", "packages")
+"""Fixtures that take long: in one process they are made once."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a Ray comes last: also an idle one takes its share of the processors."""
+    """What shares a fixture stays together: last in one process, in one of them where there are more."""
+    for item in items:
+        for shared in set(SHARED) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(shared))
+    # Also an idle Ray takes its share of the processors.
     items.sort(key=lambda item: "ray_session" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What tests of ill-formed text leave in the log has to become UTF-8 to cross processes."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")
