@@ -22,6 +22,7 @@ from client_sdk.endpoint import Endpoint
 from client_sdk.errors import PolicyClientError
 
 _T = TypeVar("_T")
+Metadata = tuple[tuple[str, str], ...]
 
 _LONG_S = 1e6
 """More than queues take is too much for them."""
@@ -94,24 +95,27 @@ class Channel:
             if parts is not None:
                 parts.cancel()
 
-    def stream(self, name: str) -> Stream:
-        """Call a bidirectional rpc."""
+    def stream(self, name: str, metadata: Metadata = ()) -> Stream:
+        """Call a bidirectional rpc, with these metadata besides."""
         # Identity serializers: bytes are made and read by the thread that cares.
         call: Any = self._channel.stream_stream(self._path(name))
-        return Stream(lambda requests: call(requests, metadata=self._metadata))
+        all_of_it = self._metadata + metadata
+        return Stream(lambda requests: call(requests, metadata=all_of_it))
 
-    def dialogue(self, name: str, shortest_s: float) -> Dialogue | Stream:
+    def dialogue(self, name: str, shortest_s: float, metadata: Metadata = ()) -> Dialogue | Stream:
         """Call a bidirectional rpc whose requests are answered one by one.
 
         Args:
             name: Of the rpc.
             shortest_s: No deadline of an answer is going to be shorter.
+            metadata: Besides those of every call.
         """
         if not _forks_survive():
             inside: Any = self._channel
             with contextlib.suppress(AttributeError, TypeError):  # gRPC has changed inside
-                return Dialogue(inside._channel, self._path(name), self._metadata, shortest_s)
-        return self.stream(name)
+                all_of_it = self._metadata + metadata
+                return Dialogue(inside._channel, self._path(name), all_of_it, shortest_s)
+        return self.stream(name, metadata)
 
     def close(self) -> None:
         """Close the channel, and whatever runs on it."""

@@ -92,9 +92,9 @@ def _listens(
         _plaintext(endpoint, connection) if endpoint.tls is None else _tls(endpoint, connection)
     )
     return failure or ConnectTimeout(
-        f"something listens on {endpoint.address} but did not open a session within {waited_s:.3g} "
-        f"s ({why}). Is it a {endpoint.peer}? One that is slow to start needs a longer connect "
-        "timeout."
+        f"something listens on {endpoint.address} but did not {endpoint.welcome} within "
+        f"{waited_s:.3g} s ({why}). Is it a {endpoint.peer}? One that takes longer than that needs a "
+        "longer connect timeout."
     )
 
 

@@ -19,6 +19,8 @@ class Endpoint:
     token: str | None = dataclasses.field(default=None, repr=False)
     peer: str = "policy server"
     """What is expected there, as messages call it."""
+    welcome: str = "open a session"
+    """What it does first, likewise."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

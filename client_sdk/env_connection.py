@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from client_sdk.channel import Channel, Stream
 from client_sdk.dialogue import Dialogue
 from client_sdk.endpoint import Endpoint
+from client_sdk.wire import HANDLE_HEADER
 from client_sdk.wire import policyserver_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["EnvService"].full_name
@@ -38,9 +39,14 @@ class EnvConnection:
         """Call ``Step``; raises as ``make``."""
         return self._channel.unary("Step", request, pb.StepResponse, timeout_s)
 
-    def drive(self, shortest_s: float) -> Dialogue | Stream:
-        """Call ``Drive``, whose answers never have to come sooner than that."""
-        return self._channel.dialogue("Drive", shortest_s)
+    def drive(self, handle: str, shortest_s: float) -> Dialogue | Stream:
+        """Call ``Drive``: those environments live as long as it does.
+
+        Args:
+            handle: Of the environments.
+            shortest_s: Its answers never have to come sooner than that.
+        """
+        return self._channel.dialogue("Drive", shortest_s, ((HANDLE_HEADER, handle),))
 
     def render(self, request: pb.RenderRequest, timeout_s: float) -> pb.RenderResponse:
         """Call ``Render``; raises as ``make``."""

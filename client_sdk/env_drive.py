@@ -18,6 +18,7 @@ from client_sdk.env_faults import as_fault, parse
 from client_sdk.env_handles import EnvHandle
 from client_sdk.env_registry import EnvRegistry
 from client_sdk.request_line import RequestLine
+from client_sdk.wire import HANDLE_HEADER
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 
@@ -31,7 +32,7 @@ _Send = Callable[[bytes | None], object]
 
 
 class EnvDrive:
-    """Answers one stream, one request after the other. The first one names the handle."""
+    """Answers one stream, one request after the other. Its metadata name the handle, or the first one."""
 
     def __init__(self, registry: EnvRegistry) -> None:
         self._registry = registry
@@ -91,25 +92,55 @@ class EnvDrive:
         """The answers that the environments' thread does not send itself."""
         if not context.add_callback(self._end):
             return
-        while True:
-            data = next(requests, None)
-            if data is None:
-                return
-            refusal = self._begin(data)
-            if refusal is None:
-                break
-            yield refusal
-        handle, line = cast("EnvHandle", self._handle), self._line
+        if not self._is_told_the_handle(context):
+            while True:
+                data = next(requests, None)
+                if data is None:
+                    return
+                refusal = self._begin(data)
+                if refusal is None:
+                    break
+                yield refusal
+        elif not self._receive(requests):
+            return
+        handle = cast("EnvHandle", self._handle)
         for answer in iter(self._unsent.get, None):
             if answer is _UNSETTLED:
                 handle.settle()
                 continue
             yield answer
             # Only now: a client that does not wait for its answers has to wait all the same.
-            if line is not None:
-                line.ask()
-            elif next(requests, None) is None:
+            if not self._receive(requests):
                 return
+
+    def _receive(self, requests: Iterator[bytes]) -> bool:
+        """Have gRPC hand over the next request; False: there is none."""
+        if self._line is not None:
+            self._line.ask()
+            return True
+        return next(requests, None) is not None
+
+    def _is_told_the_handle(self, context: Any) -> bool:
+        """Take the handle that the metadata name; one that cannot be had, a request is told of."""
+        handle_id = dict(context.invocation_metadata()).get(HANDLE_HEADER)
+        if handle_id is None:
+            return False
+        with contextlib.suppress(Fault):
+            self._attach(handle_id)
+        return self._handle is not None
+
+    def _attach(self, handle_id: str) -> EnvHandle:
+        """From here on its environments live as long as this stream.
+
+        Raises:
+            Fault: There is none, or another stream has it.
+        """
+        handle = self._registry.find(handle_id)
+        handle.attach()
+        self._handle = handle
+        if self._ended:
+            self._registry.close(handle.id)
+        return handle
 
     def _begin(self, data: bytes) -> bytes | None:
         """Take the handle that the first request names, and have the request answered.
@@ -118,13 +149,9 @@ class EnvDrive:
             An answer that says why not.
         """
         try:
-            handle = self._registry.find(_handle_id(parse(pb.DriveRequest, data)))
-            handle.attach()
+            handle = self._attach(_handle_id(parse(pb.DriveRequest, data)))
         except Exception as error:  # told to the client, and logged
             return _refusal(error)
-        self._handle = handle
-        if self._ended:
-            self._registry.close(handle.id)
         handle.post(self._answer, data)
         handle.settle()
         return None

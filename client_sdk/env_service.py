@@ -37,6 +37,7 @@ _WATCH_WAIT_S = 1.0
 """Between two looks whether a watcher that waits for an environment is still there."""
 
 _MessageT = TypeVar("_MessageT", bound=Message)
+_ResponseT = TypeVar("_ResponseT", bound=Message)
 _Context = grpc.ServicerContext
 
 
@@ -56,7 +57,7 @@ class EnvService:
         """What to register with a gRPC server of threads."""
         return _Methods(
             {
-                "Make": _unary(pb.MakeRequest, self._make),
+                "Make": _unary(pb.MakeRequest, self._make, self._unmake),
                 "Reset": _unary(pb.ResetRequest, self._reset),
                 "Step": _unary(pb.StepRequest, self._step),
                 "Render": _unary(pb.RenderRequest, self._render),
@@ -94,6 +95,10 @@ class EnvService:
             f", {request.num_envs} in lockstep" if request.num_envs else "",
         )
         return response
+
+    def _unmake(self, response: pb.MakeResponse) -> None:
+        """Close what was made for a client that has left meanwhile: it will never know the handle."""
+        self._registry.close(response.env_handle)
 
     def _reset(self, request: pb.ResetRequest) -> pb.ResetResponse:
         response = pb.ResetResponse()
@@ -175,11 +180,24 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
 
 
 def _unary(
-    kind: type[_MessageT], call: Callable[[_MessageT], Message]
+    kind: type[_MessageT],
+    call: Callable[[_MessageT], _ResponseT],
+    unheard: Callable[[_ResponseT], None] | None = None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
+    """How one method is served.
+
+    Args:
+        kind: Of its requests.
+        call: Answers one.
+        unheard: Given an answer that nobody waits for any more.
+    """
+
     def handle(data: bytes, context: _Context) -> bytes:
         try:
-            return call(parse(kind, data)).SerializeToString()
+            response = call(parse(kind, data))
+            if unheard is not None and not context.is_active():
+                unheard(response)
+            return response.SerializeToString()
         except Exception as error:  # told to the client, and logged
             _abort(context, as_fault(error, f"{kind.__name__} failed"))
 

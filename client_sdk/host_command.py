@@ -100,6 +100,12 @@ def run(options: argparse.Namespace) -> int:
 
     if os.getcwd() not in sys.path:  # a console script does not look there
         sys.path.insert(0, os.getcwd())
+    parent = _Parent(options.parent_pid)
+    try:
+        if options.parent_pid is not None:  # before anything that takes time, such as an import
+            when_process_ends(options.parent_pid, parent.ended)
+    except ParentError as error:
+        return _failed(EXIT_FAILED, str(error))
     try:
         config = EnvServerConfig(
             host=options.host,
@@ -117,30 +123,40 @@ def run(options: argparse.Namespace) -> int:
         return _failed(EXIT_USAGE, str(error))
     except (gym.error.Error, ImportError) as error:
         return _failed(EXIT_USAGE, f"cannot host {options.env!r}: {error}")
+    except Exception as error:  # the module's own, while it is imported
+        logger.debug("the import failed", exc_info=True)
+        return _failed(EXIT_USAGE, f"cannot host {options.env!r}: {type(error).__name__}: {error}")
     try:
-        if options.parent_pid is not None:
-            when_process_ends(options.parent_pid, _ender(server.shut))
+        parent.shut = server.shut
         with server:
             print(f"hosting {server.name} on {server.address}", flush=True)
             server.wait()
     except ServerStartError as error:
         return _failed(EXIT_CANNOT_LISTEN, str(error))
-    except ParentError as error:
-        return _failed(EXIT_FAILED, str(error))
-    logger.info("process %s, the parent, has ended", options.parent_pid)
     return 0
 
 
-def _ender(shut: Callable[[], None]) -> Callable[[], None]:
-    """What ends this process when its parent is gone, even if an environment hangs."""
+class _Parent:
+    """Ends this process once its parent is gone, even if an environment hangs.
 
-    def end() -> None:
+    Attributes:
+        shut: Ends the host in order; None: there is nothing yet to put in order.
+    """
+
+    def __init__(self, pid: int | None) -> None:
+        self.shut: Callable[[], None] | None = None
+        self._pid = pid
+
+    def ended(self) -> None:
+        """It is gone. In a thread of its own."""
+        logger.info("process %s, the parent, has ended", self._pid)
+        shut = self.shut
+        if shut is None:
+            os._exit(0)
         deadline = threading.Timer(_GRACE_S, os._exit, (0,))
         deadline.daemon = True
         deadline.start()
         shut()
-
-    return end
 
 
 def _failed(code: int, message: str) -> int:

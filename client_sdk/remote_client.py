@@ -90,7 +90,9 @@ class RemoteClient:
             raise InvalidValueError(str(error), "kwargs") from None
         self.viewer = Viewer(where) if render_mode == "human" else None
         self.driver = EnvDriver(
-            Endpoint(where, tls, token, peer="host of environments"),
+            Endpoint(
+                where, tls, token, peer="host of environments", welcome="make the environment"
+            ),
             make,
             connect_timeout_s=connect_timeout,
             step_timeout_s=step_timeout,

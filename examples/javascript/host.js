@@ -53,7 +53,10 @@ function close(handle) {
 
 /** Resets and steps over one stream; a refusal is an answer, and the stream goes on. */
 function drive(stream) {
-  let handle = '';
+  // Named ahead of the first request, so that nothing is left of a client that asks for nothing.
+  let [handle] = stream.metadata.get('policyserver-env-handle');
+  if (handles.has(handle)) find(handle, { driven: true });
+  else handle = '';
   stream.on('data', ({ request, reset, step }) => {
     try {
       handle ||= (reset ?? step)?.env_handle;

@@ -10,6 +10,7 @@ from gymnasium.utils.env_checker import check_env
 
 from client_sdk import RemoteEnv, RemoteVectorEnv
 from client_sdk.errors import EpisodeStateError, UnknownEnvironmentError
+from client_sdk.wire import HANDLE_HEADER
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire import policyserver_pb2_grpc as pb_grpc
 from client_sdk.wire.faults import Reason
@@ -125,9 +126,13 @@ def test_closed_environments_are_unknown(address):
             stub.Reset(pb.ResetRequest(env_handle=handle), timeout=20)
 
 
-def test_a_lost_connection_closes_the_environment():
+@pytest.mark.parametrize("named_in", ["request", "metadata"])
+def test_a_lost_connection_closes_the_environment(named_in):
     with hosting() as (process, address), talking(address) as (stub, handle):
-        drive = stub.Drive(iter([pb.DriveRequest(reset={"env_handle": handle})]), timeout=20)
+        reset = {"env_handle": handle} if named_in == "request" else {}
+        metadata = ((HANDLE_HEADER, handle if named_in == "metadata" else "nobody's"),)
+        requests = iter([pb.DriveRequest(reset=reset)])
+        drive = stub.Drive(requests, timeout=20, metadata=metadata)
         assert next(drive).WhichOneof("outcome") == "reset"
         assert process.stdout.readline() == "made 1\n"
         drive.cancel()

@@ -29,7 +29,7 @@ from client_sdk.errors import (
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
 from tests.servers import serving
-from tests.stepping.support import PATIENCE_S, Mixed, Script, Scripted, hosting
+from tests.stepping.support import PATIENCE_S, Mixed, Script, Scripted, hosting, wait_for
 
 
 class Bare:
@@ -442,6 +442,29 @@ def test_a_second_client_of_one_handle_is_refused(host, bare, script):
         step = pb.DriveRequest(step=bare.step_request())
         assert first.ask(step).HasField("step")
     assert script.count("reset") == 1
+
+
+def test_metadata_may_name_environments_that_a_stream_cannot_have(host, bare):
+    with Driving(host.address) as first:
+        assert first.ask(reset_of(bare.handle)).HasField("reset")
+        for named in (bare.handle, "nobody", ""):
+            drive = bare.connection.drive(named, PATIENCE_S)
+            request = reset_of(bare.handle).SerializeToString()
+            answer = pb.DriveResponse.FromString(drive.ask(request, PATIENCE_S))
+            assert "another client drives" in answer.error.message
+            drive.close()
+        assert first.ask(pb.DriveRequest(step=bare.step_request())).HasField("step")
+
+
+def test_environments_that_metadata_name_are_the_streams_alone(host, bare):
+    drive = bare.connection.drive(bare.handle, PATIENCE_S)
+    request = reset_of("another").SerializeToString()
+    answer = pb.DriveResponse.FromString(drive.ask(request, PATIENCE_S))
+    assert "one Drive per handle" in answer.error.message
+    with pytest.raises(StepOutOfOrderError, match="another client drives"):
+        bare.reset()
+    drive.close()
+    wait_for(lambda: host.open_envs == 0)
 
 
 def test_one_stream_drives_one_handle(host, bare):

@@ -19,6 +19,12 @@ from tests.authority import Authority
 from tests.stepping.support import COMMAND, PATIENCE_S, HostProcess, wait_for
 
 
+def found_here():
+    """An environment in which modules are found from this directory, wherever a command runs."""
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def run(*arguments, **options):
     done = subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
@@ -65,11 +71,9 @@ def test_it_hosts_a_function_of_a_module_beside_it_with_arguments(tmp_path):
         """)
     )
     arguments = [*COMMAND, "my_simulator:make_env", "--kwargs", '{"steps": 3}', "--port", "0"]
-    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+        arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=found_here()
+    )
     try:
         line = process.stdout.readline()
         assert line.startswith("hosting my_simulator:make_env on ")
@@ -107,6 +111,22 @@ def test_a_bad_option_is_one_line_and_exit_code_2(arguments, says):
     assert (code, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("def make(:", "SyntaxError"), ("raise RuntimeError('no licence')", "no licence")],
+)
+def test_a_module_that_cannot_be_imported_is_one_line_with_its_words(tmp_path, text, says):
+    (tmp_path / "broken.py").write_text(text)
+    done = subprocess.run(
+        [*COMMAND, "broken:make"], cwd=tmp_path, env=found_here(),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot host 'broken:make'" in done.stderr
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_port_in_use_is_named_at_once_with_exit_code_4():
@@ -190,6 +210,24 @@ def test_it_ends_with_its_parent(tmp_path):
     finally:
         parent.kill()
         parent.communicate(timeout=PATIENCE_S)
+
+
+def test_it_ends_with_its_parent_also_while_it_imports(tmp_path):
+    (tmp_path / "slow_to_come.py").write_text(
+        "import time; print('importing', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent:
+        host = subprocess.Popen(
+            [*COMMAND, "slow_to_come:make", "--parent-pid", str(parent.pid)],
+            cwd=tmp_path, env=found_here(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert host.stdout.readline() == "importing\n"
+            parent.kill()
+            assert host.wait(2.0) == 0
+        finally:
+            host.kill()
+            host.communicate(timeout=PATIENCE_S)
 
 
 def runs(pid):

@@ -24,6 +24,7 @@ from client_sdk.errors import (
     ClosedClientError,
     ConcurrentUseError,
     ConnectRefused,
+    ConnectTimeout,
     EnvironmentFailedError,
     EnvironmentLostError,
     SpaceMismatchError,
@@ -417,16 +418,18 @@ CLIENT = """
     import sys, time
     from client_sdk import RemoteEnv
     env = RemoteEnv(sys.argv[1])
-    env.reset()
+    if sys.argv[2] == "reset":
+        env.reset()
     print("ready", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_client_that_is_killed_leaves_no_environment_behind():
+@pytest.mark.parametrize("after", ["make", "reset"])
+def test_a_client_that_is_killed_leaves_no_environment_behind(after):
     script = Script()
     with hosting(script.make) as host:
-        process = start_python(CLIENT, host.address)
+        process = start_python(CLIENT, host.address, after)
         try:
             assert process.stdout.readline() == "ready\n"
             assert host.open_envs == 1
@@ -434,6 +437,19 @@ def test_a_client_that_is_killed_leaves_no_environment_behind():
             wait_for(lambda: script.count("close") == 1 and host.open_envs == 0, 1.0)
         finally:
             end(process)
+
+
+def test_environments_whose_client_did_not_wait_for_them_are_closed_once_made():
+    gate = Gate()
+    script = Script(make=gate)
+    with hosting(script.make, max_envs=1) as host:
+        with pytest.raises(ConnectTimeout):
+            RemoteEnv(host.address, connect_timeout=0.5)
+        assert gate.entered.is_set()
+        gate.release.set()
+        wait_for(lambda: script.count("close") == 1 and host.open_envs == 0)
+        with RemoteEnv(host.address) as env:
+            env.reset()
 
 
 def test_environments_of_which_nothing_is_heard_are_closed_after_a_lease():
