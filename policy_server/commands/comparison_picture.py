@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from policy_server.commands import learning_curve as style
 
-_COLORS = ("#6b7280", "#7c3aed", "#0f766e", "#2563eb")
+_LINES = (("#6b7280", "-"), ("#7c3aed", (0, (4, 2))), ("#0f766e", "-"), ("#2563eb", "-"))
+"""Colours and dashes: the first two ways may coincide, and are both to be seen."""
 _POINTS = 200
 
 
@@ -33,7 +34,8 @@ def draw_comparison(
         (by_time, "wall_s", "wall time (s)", 1.0),
         (by_steps, "env_steps", "env steps (thousands)", 1e3),
     ):
-        for color, (way, name) in zip(itertools.cycle(_COLORS), names.items(), strict=False):
+        lines = zip(itertools.cycle(_LINES), names.items(), strict=False)
+        for (color, dashes), (way, name) in lines:
             curves = [_curve(run, key, unit) for run in runs if run["way"] == way]
             if not all(len(x) for x, _ in curves):  # too short to have seen episodes end
                 continue
@@ -41,7 +43,8 @@ def draw_comparison(
             axes.fill_between(
                 x, returns.min(axis=0), returns.max(axis=0), color=color, alpha=0.12, linewidth=0
             )
-            axes.plot(x, np.median(returns, axis=0), color=color, linewidth=2, label=name)
+            median = np.median(returns, axis=0)
+            axes.plot(x, median, color=color, linestyle=dashes, linewidth=2, label=name)
         style.draw_goal(axes, goal)
         style.clean(axes)
         axes.set_xlabel(label, color=style.MUTED)
