@@ -55,6 +55,12 @@ class RemoteEnvCreator:
     """A host must answer within this long, and make an environment within as long again."""
 
     def __post_init__(self) -> None:
+        env: Any = self.env
+        if not isinstance(env, str) or not env:
+            raise ValueError(
+                "RemoteEnvCreator.env: expected a Gymnasium id or 'module:function', which another "
+                f"process can import, got {env!r}"
+            )
         command: Any = self.host_command  # whatever its annotation says
         if command is not None and (isinstance(command, str) or not command):
             raise ValueError(

@@ -62,11 +62,13 @@ def test_arguments_reach_the_environment_with_their_types():
         ({"host_command": "simulator --fast"}, r"host_command: .*got 'simulator --fast'"),
         ({"host_command": []}, r"host_command: expected a list of words"),
         ({"start_timeout_s": 0}, "start_timeout_s: expected a positive number"),
+        ({"env": print}, "env: expected a Gymnasium id or 'module:function'"),
+        ({"env": ""}, "env: expected a Gymnasium id"),
     ],
 )
 def test_settings_that_cannot_be_right_are_refused_by_name(settings, says):
     with pytest.raises(ValueError, match=says):
-        RemoteEnvCreator("CartPole-v1", **settings)
+        RemoteEnvCreator(**{"env": "CartPole-v1", **settings})
 
 
 def test_environments_are_as_many_as_asked_for_and_have_as_long_as_their_host():
