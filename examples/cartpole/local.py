@@ -9,7 +9,6 @@ config = (
     .environment("CartPole-v1", env_config=PolicyServerConfig(port=0).to_env_config())
     .env_runners(env_runner_cls=PolicyServerEnvRunner, num_env_runners=1)
 )
-simulators = ["client_sdk.cli", "run", "CartPole-v1", "--envs", str(ENVS), "--quiet"]
 
 if __name__ == "__main__":
-    learn(config, [*simulators, "--inference", "local"])
+    learn(config, ["simulator.py", "local", str(ENVS)])

@@ -30,7 +30,13 @@ def ppo() -> PPOConfig:
 
 
 def learn(config: PPOConfig, simulators: Sequence[str] = ()) -> None:
-    """Train until --stop-return; ``simulators`` is the module of a client and its arguments."""
+    """Train until --stop-return.
+
+    Args:
+        config: Of the training.
+        simulators: A program beside this one, and its arguments but the last, which is the address
+            of the server; none, where RLlib steps the environment.
+    """
     parser = argparse.ArgumentParser(description="PPO on CartPole-v1")
     parser.add_argument("--seed", type=int, default=1, help="default: 1")
     parser.add_argument("--stop-return", type=float, default=450.0, help="default: 450")
@@ -47,7 +53,7 @@ def learn(config: PPOConfig, simulators: Sequence[str] = ()) -> None:
         ends.callback(algo.stop)
         if simulators:
             (address,) = filter(None, algo.env_runner_group.foreach_env_runner(lambda r: r.address))
-            ends.enter_context(running([*simulators, "--server", address]))
+            ends.enter_context(running([*simulators, address]))
         training = MeasuredTraining(algo)
         for progress in training.iterations(options.stop_return, options.stop_iters):
             print(progress.line(), flush=True)
@@ -57,8 +63,9 @@ def learn(config: PPOConfig, simulators: Sequence[str] = ()) -> None:
 
 @contextlib.contextmanager
 def running(arguments: Sequence[str]) -> Iterator[None]:
-    """A process that ends with the context."""
-    process = subprocess.Popen([sys.executable, "-m", *arguments])
+    """A program of this directory, which ends with the context."""
+    program, *others = arguments
+    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name(program)), *others])
     try:
         yield
     finally:
