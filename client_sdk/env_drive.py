@@ -32,7 +32,7 @@ _Send = Callable[[bytes | None], object]
 
 
 class EnvDrive:
-    """Answers one stream, one request after the other. Its metadata name the handle, or the first one."""
+    """Answers one stream, request by request. Its metadata name the handle, or its first request."""
 
     def __init__(self, registry: EnvRegistry) -> None:
         self._registry = registry

@@ -39,6 +39,12 @@ def test_comparison_trains_in_each_way_and_tells_what_it_cost(tmp_path, capsys):
     assert [run["way"] for run in document["runs"]] == list(WAYS)
     for run in document["runs"]:
         assert run["env_steps"] == run["curve"][-1]["env_steps"] >= 4000
+    alone, stepped = (
+        [(point["env_steps"], point["mean_return"]) for point in run["curve"]]
+        for run in document["runs"][:2]
+    )
+    assert alone == stepped  # the same environments, seeds and policy, bit for bit
+    assert stepped[-1][1] > 0
     assert document["summary"] == list(rows.values())
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 

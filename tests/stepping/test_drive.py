@@ -250,10 +250,8 @@ def test_grpc_lets_the_environments_thread_answer_and_need_not(monkeypatch, bloc
                 env.step(7)
             assert env.step(1)[0].tolist() == [10, 10]
         assert handlers.arguments == [2 if blocking else 3]
-        assert (len(made), len(asked)) == (
-            lines,
-            lines * 13,
-        )  # ahead of all, then a reset, eleven steps
+        # Ahead of all, and after a reset and eleven steps.
+        assert (len(made), len(asked)) == (lines, lines * 13)
         wait_for(lambda: len(registry) == 0)
     finally:
         server.stop(0.0).wait(PATIENCE_S)

@@ -443,7 +443,7 @@ def test_environments_whose_client_did_not_wait_for_them_are_closed_once_made():
     gate = Gate()
     script = Script(make=gate)
     with hosting(script.make, max_envs=1) as host:
-        with pytest.raises(ConnectTimeout):
+        with pytest.raises(ConnectTimeout, match=r"did not make the environment within 0\.\d+ s"):
             RemoteEnv(host.address, connect_timeout=0.5)
         assert gate.entered.is_set()
         gate.release.set()
