@@ -1,8 +1,9 @@
 """The floor: a gRPC stream that answers each message with itself, and clients that ask it.
 
-The server is ``grpc.aio`` with the options of the policy server, and identity serializers; the
-clients are a bare blocking one, and the stacks of ``PolicyClient`` and ``AsyncPolicyClient``. The
-first line of the server's output is its port.
+The server is ``grpc.aio`` with the options of the policy server, and identity serializers. The
+clients are gRPC's, blocking and for asyncio, as its documentation shows them; and the same without
+what ``PolicyClient`` and ``AsyncPolicyClient`` spare themselves of it. The first line of the server's
+output is its port.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import queue
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from client_sdk.aio_transport import AioStream
-from client_sdk.channel import Stream
 from client_sdk.config import Address
+from client_sdk.dialogue import Dialogue
 from client_sdk.endpoint import Endpoint
 from policy_server.config import PolicyServerConfig
 from policy_server.server import _server_options
@@ -43,10 +44,10 @@ class EchoProcess(contextlib.AbstractContextManager["EchoProcess"]):
         self._process.wait(10)
 
 
-def bare(address: str, size_bytes: int, messages: int) -> float:
-    """Messages per second over one stream whose answers the calling thread reads from gRPC."""
+def blocking(address: str, size_bytes: int, messages: int) -> float:
+    """Messages per second over one blocking stream, as gRPC's own classes offer it."""
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    with grpc.insecure_channel(address) as channel:
+    with _channel(address) as channel:
         answers: Any = channel.stream_stream(_METHOD)(iter(outbox.get, None))
         try:
             return _rate(outbox.put, lambda: next(answers), size_bytes, messages)
@@ -55,15 +56,20 @@ def bare(address: str, size_bytes: int, messages: int) -> float:
             answers.cancel()
 
 
-def blocking(address: str, size_bytes: int, messages: int) -> float:
-    """Messages per second over one stream of ``PolicyClient``: its channel and its ``Stream``."""
-    endpoint = Endpoint(Address.parse(address))
-    with grpc.insecure_channel(address, endpoint.options(endpoint.address)) as channel:
-        stream = Stream(channel.stream_stream(_METHOD))
+def blocking_as_we_do(address: str, size_bytes: int, messages: int) -> float:
+    """Messages per second over one stream of ``PolicyClient``'s: its ``Dialogue``."""
+    with _channel(address) as channel:
+        inner: Any = channel
+        dialogue = Dialogue(inner._channel, _METHOD, ())
         try:
-            return _rate(stream.send, lambda: stream.receive(10.0), size_bytes, messages)
+            return _rate(dialogue.send, lambda: dialogue.receive(10.0), size_bytes, messages)
         finally:
-            stream.close()
+            dialogue.close()
+
+
+def _channel(address: str) -> grpc.Channel:
+    endpoint = Endpoint(Address.parse(address))
+    return grpc.insecure_channel(address, endpoint.options(endpoint.address))
 
 
 def _rate(
@@ -80,8 +86,47 @@ def _rate(
 
 
 async def streams(address: str, size_bytes: int, messages: int, count: int) -> float:
-    """Messages per second over ``count`` streams of ``AsyncPolicyClient`` at once."""
-    data = b"x" * size_bytes
+    """Messages per second over ``count`` asyncio streams at once, as gRPC's own classes offer them."""
+
+    async def echo(call: Any, ready: Callable[[], Awaitable[object]]) -> None:
+        data = b"x" * size_bytes
+        for _ in range(20):
+            await call.write(data)
+            await call.read()
+        await ready()
+        for _ in range(messages):
+            await call.write(data)
+            await call.read()
+
+    return await _streams_rate(echo, address, messages, count)
+
+
+async def streams_as_we_do(address: str, size_bytes: int, messages: int, count: int) -> float:
+    """Messages per second over ``count`` streams of ``AsyncPolicyClient``'s: its ``AioStream``."""
+
+    async def echo(call: Any, ready: Callable[[], Awaitable[object]]) -> None:
+        data = b"x" * size_bytes
+        stream = AioStream(call)
+        await stream.send(data)
+        await stream.receive([data])
+        reader = asyncio.create_task(stream.receive([]))
+        await asyncio.sleep(0)  # now it is idle, as the stream expects
+        for _ in range(20):
+            await stream.ask(data)
+        await ready()
+        for _ in range(messages):
+            await stream.ask(data)
+        reader.cancel()
+
+    return await _streams_rate(echo, address, messages, count)
+
+
+async def _streams_rate(
+    echo: Callable[[Any, Callable[[], Awaitable[object]]], Awaitable[None]],
+    address: str,
+    messages: int,
+    count: int,
+) -> float:
     endpoint = Endpoint(Address.parse(address))
     ready = asyncio.Barrier(count + 1)
 
@@ -89,15 +134,9 @@ async def streams(address: str, size_bytes: int, messages: int, count: int) -> f
         async with grpc.aio.insecure_channel(
             address, endpoint.options(endpoint.address)
         ) as channel:
-            stream = AioStream(channel.stream_stream(_METHOD)())
-            for _ in range(20):
-                await stream.send(data)
-                await stream.receive()
-            await ready.wait()
-            for _ in range(messages):
-                await stream.send(data)
-                await stream.receive()
-            stream.close()
+            call = channel.stream_stream(_METHOD)()
+            await echo(call, ready.wait)
+            call.cancel()
 
     tasks = [asyncio.create_task(one()) for _ in range(count)]
     await ready.wait()

@@ -153,7 +153,7 @@ def main() -> None:
         ways: dict[str, Callable[[], float]] = {
             "unary service": lambda: walk(unary, n),
             "RemoteEnv": lambda: walk(env, n),
-            "gRPC echo": lambda: echo.bare(peer, message_bytes, n),
+            "gRPC echo": lambda: echo.blocking(peer, message_bytes, n),
         }
         if remote_gym is not None:
             ways["remote-gym"] = lambda: remote_gym.walk(n // 2)
@@ -168,7 +168,7 @@ def main() -> None:
         )
         seen = measure(
             {
-                "gRPC echo": lambda: echo.bare(peer, IMAGE_BYTES, n),
+                "gRPC echo": lambda: echo.blocking(peer, IMAGE_BYTES, n),
                 "RemoteEnv": lambda: look(viewer, n),
             },
             options.rounds,

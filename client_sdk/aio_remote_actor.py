@@ -54,6 +54,7 @@ class AioRemoteActor:
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._asked: Pending | None = None  # whose answer its own task receives
         self._closed = False
 
     # -- verbs ---------------------------------------------------------------------------------
@@ -69,11 +70,8 @@ class AioRemoteActor:
             columns = self.exchange.observation(observation)
             track.add_reward(reward)
             pending = self.exchange.issue(track, track.row(columns))
-            if self._stream is not None:
-                await self._stream.send(pending.data)
-            else:
-                await self._send(pending)
-        if not pending.answered:
+            await self._ask(pending)
+        else:
             await self._wait(pending)
         return self.exchange.action(pending)
 
@@ -115,8 +113,9 @@ class AioRemoteActor:
             if rows is None:
                 return self.exchange.no_actions(track.n)
             pending = self.exchange.issue(track, rows)
-            await self._send(pending)
-        await self._wait(pending)
+            await self._ask(pending)
+        else:
+            await self._wait(pending)
         return self.exchange.actions(pending, track.n)
 
     async def abandon_rows(self, track: BatchTrack, indices: Sequence[int]) -> None:
@@ -148,6 +147,36 @@ class AioRemoteActor:
         return time.perf_counter() - start
 
     # -- one request ---------------------------------------------------------------------------
+
+    async def _ask(self, pending: Pending) -> None:
+        """Send a request, and wait for its answer; raises as ``_wait``."""
+        exchange, stream = self.exchange, self._stream
+        # With several episodes, what others have to say would wait for this answer.
+        if stream is None or len(exchange.tracks) > 1 or not stream.may_ask:
+            await self._send(pending)
+            await self._wait(pending)
+            return
+        pending.due = self._loop.time() + self._timeouts.action_s
+        self._asked = pending
+        if self._timer is None:
+            self._watch()
+        try:
+            data = await stream.ask(pending.data)
+        finally:
+            self._asked = None
+        if data is not None:
+            try:
+                self._take(data, stream)
+            except PolicyClientError:
+                stream.put_back(data)  # for the reader to deal with
+            if exchange.session_lost:
+                stream.put_back(data)
+        if not pending.answered:
+            stream.wake()
+            left_s = pending.due - self._loop.time()
+            if left_s <= 0.0:
+                raise pending.overdue(self._endpoint.address, self._timeouts.action_s)
+            await self._await_answer(pending, left_s)
 
     async def _send(self, pending: Pending) -> None:
         stream = self._stream
@@ -187,14 +216,17 @@ class AioRemoteActor:
         """
         if pending.answered:
             return
-        if self._closed:
-            raise ClosedClientError(_CLOSED)
-        if self._reader is None or self._reader.done():
-            await self._send(pending)
         if pending.again is not None and self._stream is not None:
             # Since an earlier call, whose patience ended.
             pending.tries = 0
             self._ask_again(pending, self._stream)
+        await self._await_answer(pending, within_s)
+
+    async def _await_answer(self, pending: Pending, within_s: float | None = None) -> None:
+        if self._closed:
+            raise ClosedClientError(_CLOSED)
+        if self._reader is None or self._reader.done():
+            await self._send(pending)
         within = self._timeouts.action_s if within_s is None else within_s
         while (first := pending.waiter) is not None and not first.done():
             # Whose slot it is must not be forgotten: it waits for the same answer.
@@ -231,7 +263,11 @@ class AioRemoteActor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = [pending.due for pending in self.exchange.pending.values() if pending.waiter]
+        due = [
+            pending.due
+            for pending in self.exchange.pending.values()
+            if pending.waiter or pending is self._asked
+        ]
         if due:
             # Nobody waits longer than that, so one timer is enough: those who come later are due
             # later, or found when it fires.
@@ -241,9 +277,12 @@ class AioRemoteActor:
         now = self._loop.time()
         for pending in self.exchange.pending.values():
             # While connecting, the patience is reconnect_s and the reader's.
-            if pending.waiter and pending.due <= now and self._stream is not None:
-                error = pending.overdue(self._endpoint.address, self._timeouts.action_s)
-                _wake(pending, error)
+            if pending.due <= now and self._stream is not None:
+                if pending is self._asked:
+                    self._stream.give_way()
+                elif pending.waiter:
+                    error = pending.overdue(self._endpoint.address, self._timeouts.action_s)
+                    _wake(pending, error)
         self._timer = None
         if self._stream is not None:
             self._watch()
@@ -291,24 +330,29 @@ class AioRemoteActor:
 
     async def _read_stream(self) -> str:
         """Take answers until there are no more; returns why."""
-        exchange, stream = self.exchange, self._stream
-        if stream is None:
-            return "never connected"
-        take, receive = exchange.take, stream.receive
+        exchange, expected = self.exchange, self.exchange.pending
         while True:
+            stream, connection = self._stream, self._connection
+            if stream is None or connection is None:
+                return "never connected"
             try:
-                pending = take(await receive())
+                self._take(await stream.receive(expected), stream)
             except Disconnected as lost:
-                return lost.why
+                if not stream.gave_way:
+                    return lost.why
+                self._begin_stream(connection, exchange.unanswered())
             if exchange.session_lost:
                 return "the server does not know the session any more"
-            if pending is None:
-                continue
-            if pending.answered:
-                if pending.waiter is not None:
-                    _wake(pending)
-            elif pending.again is not None:
-                self._loop.call_later(pending.again_in_s(), self._ask_again, pending, stream)
+
+    def _take(self, data: bytes, stream: AioStream) -> None:
+        pending = self.exchange.take(data)
+        if pending is None:
+            return
+        if pending.answered:
+            if pending.waiter is not None:
+                _wake(pending)
+        elif pending.again is not None:
+            self._loop.call_later(pending.again_in_s(), self._ask_again, pending, stream)
 
     def _ask_again(self, pending: Pending, stream: AioStream) -> None:
         """Repeat a request that met a "not now", unless connecting again has done so."""
@@ -337,20 +381,24 @@ class AioRemoteActor:
         try:
             waiting = list(self.exchange.pending.values())
             unanswered = self.exchange.adopt(response)
-            stream = connection.stream_act()
+            self._begin_stream(connection, unanswered)
         except BaseException:
             await connection.close()
             raise
-        self._connection, self._stream = connection, stream
-        self._spawn(stream.send(self.exchange.presence()))
+        self._connection = connection
         now = self._loop.time()
         for pending in unanswered:
             pending.due = max(pending.due, now + self._timeouts.action_s)
-            self._spawn(stream.send(pending.data))
         for pending in waiting:
             if pending.answered:  # not worth sending to another server
                 _wake(pending)
         self._watch()
+
+    def _begin_stream(self, connection: AioConnection, unanswered: Sequence[Pending]) -> None:
+        self._stream = stream = connection.stream_act()
+        self._spawn(stream.send(self.exchange.presence()))
+        for pending in unanswered:
+            self._spawn(stream.send(pending.data))
 
     async def _drop(self) -> None:
         """Give up stream and channel; the session lives on for its lease."""

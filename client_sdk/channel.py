@@ -102,19 +102,18 @@ class Channel:
         all_of_it = self._metadata + metadata
         return Stream(lambda requests: call(requests, metadata=all_of_it))
 
-    def dialogue(self, name: str, shortest_s: float, metadata: Metadata = ()) -> Dialogue | Stream:
-        """Call a bidirectional rpc whose requests are answered one by one.
+    def dialogue(self, name: str, metadata: Metadata = ()) -> Dialogue | Stream:
+        """Call a bidirectional rpc whose answers the asking thread reads itself, if it can.
 
         Args:
             name: Of the rpc.
-            shortest_s: No deadline of an answer is going to be shorter.
             metadata: Besides those of every call.
         """
         if not _forks_survive():
             inside: Any = self._channel
             with contextlib.suppress(AttributeError, TypeError):  # gRPC has changed inside
                 all_of_it = self._metadata + metadata
-                return Dialogue(inside._channel, self._path(name), all_of_it, shortest_s)
+                return Dialogue(inside._channel, self._path(name), all_of_it)
         return self.stream(name, metadata)
 
     def close(self) -> None:
@@ -132,6 +131,9 @@ class Stream:
     (Ctrl-C) cannot be taken up again. So a thread of ours reads, and ``receive`` waits on a queue,
     which bears both.
     """
+
+    busy = False
+    """As ``Dialogue.busy``: here whoever comes may wait."""
 
     def __init__(self, start: Callable[[Any], Any]) -> None:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -166,6 +168,13 @@ class Stream:
         """Send, and receive: as ``Dialogue.ask``."""
         self.send(request)
         return self.receive(timeout_s)
+
+    def flush(self, timeout_s: float) -> None:
+        """Nothing to do: as ``Dialogue.flush``."""
+
+    def give_up(self) -> None:
+        """As ``close``: see ``Dialogue.give_up``."""
+        self.close()
 
     def close(self) -> None:
         """Give up the stream; whoever waits on it is told so."""

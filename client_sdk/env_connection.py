@@ -39,14 +39,9 @@ class EnvConnection:
         """Call ``Step``; raises as ``make``."""
         return self._channel.unary("Step", request, pb.StepResponse, timeout_s)
 
-    def drive(self, handle: str, shortest_s: float) -> Dialogue | Stream:
-        """Call ``Drive``: those environments live as long as it does.
-
-        Args:
-            handle: Of the environments.
-            shortest_s: Its answers never have to come sooner than that.
-        """
-        return self._channel.dialogue("Drive", shortest_s, ((HANDLE_HEADER, handle),))
+    def drive(self, handle: str) -> Dialogue | Stream:
+        """Call ``Drive``: the environments of that handle live as long as it does."""
+        return self._channel.dialogue("Drive", ((HANDLE_HEADER, handle),))
 
     def render(self, request: pb.RenderRequest, timeout_s: float) -> pb.RenderResponse:
         """Call ``Render``; raises as ``make``."""

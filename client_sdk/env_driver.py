@@ -119,7 +119,7 @@ class EnvDriver:
             except PolicyClientError:
                 self._close(connection, made.env_handle)  # else the host keeps it for a lease
                 raise
-            self._drive = connection.drive(self.handle, self._step_timeout_s)
+            self._drive = connection.drive(self.handle)
         except BaseException:
             connection.disconnect()
             raise

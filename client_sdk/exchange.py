@@ -77,6 +77,10 @@ class Exchange(Handshake):
         if previous is not None and previous.id != response.session_id:
             self.logged_actions_welcome = False
             self._restart()
+        return self.unanswered()
+
+    def unanswered(self) -> list[Pending]:
+        """The requests to send again on another stream of the session, in order."""
         unanswered = list(self.pending.values())
         for pending in unanswered:
             pending.again = None

@@ -32,6 +32,8 @@ class Pending:
     """The shell's: when to ask again, or to give up."""
     waiter: Any = None
     """The shell's: who waits."""
+    stream: Any = None
+    """The shell's: on which it was sent last."""
 
     def __init__(self, number: int, track: Track, rows: Rows, told: bool, final: bool) -> None:
         self.number = number

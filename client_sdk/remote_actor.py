@@ -17,6 +17,7 @@ from client_sdk.call_errors import Disconnected, Overdue
 from client_sdk.channel import Stream
 from client_sdk.config import Timeouts
 from client_sdk.connecting import keep_trying, open_session
+from client_sdk.dialogue import Dialogue
 from client_sdk.endpoint import Endpoint
 from client_sdk.episode_track import EpisodeTrack
 from client_sdk.errors import (
@@ -50,7 +51,7 @@ class RemoteActor:
         self._timeouts = timeouts
         self._target = endpoint.address
         self._connection: Connection | None = None
-        self._stream: Stream | None = None
+        self._stream: Dialogue | Stream | None = None
         self._away = False  # lost, and not found again
         self._closing = threading.Event()
         self._again: list[Pending] = []
@@ -129,7 +130,7 @@ class RemoteActor:
     def ping(self) -> float:
         """Seconds that a round trip takes, without an action."""
         exchange, timeout_s = self.exchange, self._timeouts.action_s
-        if self._stream is None:
+        if self._connection is None:
             self._connect_again()
         request = pb.ActRequest(session_id=exchange.session.id if exchange.session else "")
         start = time.perf_counter()
@@ -144,8 +145,16 @@ class RemoteActor:
     # -- one request ---------------------------------------------------------------------------
 
     def _send(self, pending: Pending) -> Pending:
-        if self._stream is not None:  # else: sent with everything unanswered, once connected
-            self._stream.send(pending.data)
+        stream = self._stream
+        if stream is not None:  # else: sent with everything unanswered, once connected
+            try:
+                stream.send(pending.data)
+                pending.stream = stream
+                if pending.told:  # else it goes out when its answer is waited for
+                    stream.flush(self._timeouts.action_s)
+            except BaseException:  # Ctrl-C
+                self._end_stream()
+                raise
         return pending
 
     def _tell(self, pending: Pending | None) -> None:
@@ -179,6 +188,9 @@ class RemoteActor:
         while not pending.answered:
             stream = self._stream
             if stream is None:
+                if self._connection is not None:
+                    self._begin_stream(self._connection, exchange.unanswered())
+                    continue
                 self._connect_again(within_s)
                 timeout_s, deadline = action_s, time.monotonic() + action_s
                 continue
@@ -186,14 +198,22 @@ class RemoteActor:
                 self._ask_again(stream, pending, deadline)
                 timeout_s = deadline - time.monotonic()
             try:
+                if pending.stream is not stream:  # Ctrl-C came in between
+                    self._send(pending)
                 answered = exchange.take(stream.receive(timeout_s))
             except Disconnected as lost:
                 self._lost(lost.why)
                 continue
             except Overdue:
+                self._renew_stream()
+                if time.monotonic() < deadline:  # that was for the answer before
+                    continue
                 raise pending.overdue(self._endpoint.address, action_s) from None
             except PolicyClientError:
                 self._drop()
+                raise
+            except BaseException:  # Ctrl-C: an answer may be lost
+                self._renew_stream()
                 raise
             if pending.answered:
                 return
@@ -204,7 +224,7 @@ class RemoteActor:
                 answered.due = time.monotonic() + answered.again_in_s()
                 self._again.append(answered)
 
-    def _ask_again(self, stream: Stream, wanted: Pending, deadline: float) -> None:
+    def _ask_again(self, stream: Dialogue | Stream, wanted: Pending, deadline: float) -> None:
         """Repeat what is due; wait for it if it is what the caller waits for."""
         postponed, self._again = self._again, []
         for pending in postponed:
@@ -260,20 +280,39 @@ class RemoteActor:
         connection, target, response = open_session(
             self._endpoint, self.exchange.hello(), timeout_s
         )
+        self._target, self._connection = target, connection
         try:
-            unanswered = self.exchange.adopt(response)
-            stream = connection.stream_act()
+            self._begin_stream(connection, self.exchange.adopt(response))
         except BaseException:
-            connection.close()
-            raise
-        self._target, self._connection, self._stream = target, connection, stream
-        self._again.clear()
-        stream.send(self.exchange.presence())
-        for pending in unanswered:
-            stream.send(pending.data)
-        if self._closing.is_set():
             self._drop()
+            raise
+
+    def _begin_stream(self, connection: Connection, unanswered: Sequence[Pending]) -> None:
+        self._stream = stream = connection.stream_act()
+        if self._closing.is_set():
             raise ClosedClientError(_CLOSED)
+        self._again.clear()
+        try:
+            stream.send(self.exchange.presence())
+            for pending in unanswered:
+                stream.send(pending.data)
+                pending.stream = stream
+            stream.flush(self._timeouts.action_s)
+        except BaseException:  # Ctrl-C
+            self._end_stream()
+            raise
+
+    def _renew_stream(self) -> None:
+        """Another stream in the place of one that was given up: it keeps the lease as well."""
+        self._end_stream()
+        if self._connection is not None:
+            self._begin_stream(self._connection, self.exchange.unanswered())
+
+    def _end_stream(self) -> None:
+        """Give up the stream alone; another one begins with the next call."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _lost(self, why: str) -> None:
         self._drop()
@@ -284,10 +323,8 @@ class RemoteActor:
 
     def _drop(self) -> None:
         """Give up stream and channel; the session lives on for its lease."""
-        stream, self._stream = self._stream, None
+        self._end_stream()
         connection, self._connection = self._connection, None
-        if stream is not None:
-            stream.close()
         if connection is not None:
             connection.close()
 
@@ -297,7 +334,7 @@ class RemoteActor:
         """Make whoever waits raise ClosedClientError. Any thread."""
         self._closing.set()
         if (stream := self._stream) is not None:
-            stream.close()
+            stream.give_up()
 
     def finish(self) -> None:
         """See that ended episodes have arrived, and close the session: within ``close_s``."""
@@ -308,10 +345,12 @@ class RemoteActor:
 
     def _say_goodbye(self) -> None:
         until = time.monotonic() + self._timeouts.close_s
+        told = [pending for pending in self.exchange.pending.values() if pending.told]
+        if self._stream is not None and self._stream.busy:
+            told = []  # for a signal handler whose own thread receives beneath
         try:
-            for pending in list(self.exchange.pending.values()):
-                if pending.told:
-                    self._wait(pending, max(until - time.monotonic(), 0.05))
+            for pending in told:
+                self._wait(pending, max(until - time.monotonic(), 0.05))
         except (PolicyClientError, Disconnected) as error:
             logger.warning("closing without knowing whether the last episodes arrived: %s", error)
         session = self.exchange.session

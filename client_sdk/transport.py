@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from client_sdk.channel import Channel, Stream
 from client_sdk.config import Address
+from client_sdk.dialogue import Dialogue
 from client_sdk.endpoint import Endpoint
 from client_sdk.wire import policyserver_pb2 as pb
 
@@ -57,9 +58,9 @@ class Connection:
         """Call ``UploadEpisodes``; raises as ``open_session``."""
         return self._channel.unary("UploadEpisodes", request, pb.UploadEpisodesResponse, timeout_s)
 
-    def stream_act(self) -> Stream:
+    def stream_act(self) -> Dialogue | Stream:
         """Call ``StreamAct``."""
-        return self._channel.stream("StreamAct")
+        return self._channel.dialogue("StreamAct")
 
     def close(self) -> None:
         """Close the channel, and whatever runs on it."""

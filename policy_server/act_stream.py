@@ -1,7 +1,8 @@
-"""One ``StreamAct`` call: requests are read and answers written side by side.
+"""One ``StreamAct`` call: requests are read and answers written side by side, or in lockstep.
 
 Loop thread only. A task of gRPC's reads and takes requests, one of ours writes what gets ready while
-nothing is taken. What a client neither reads nor waits for is bounded.
+nothing is taken. Where all episodes of a client wait for one answer, the first does both at once.
+What a client neither reads nor waits for is bounded.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 
 import grpc
 
+from client_sdk.traffic import Traffic
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.acting import Acting
 from policy_server.calls import Context, parse
 from policy_server.faults import as_fault
+from policy_server.lockstep import Lockstep
 from policy_server.requests import Ask
 from policy_server.sessions import Session, SessionRegistry
 
@@ -33,6 +36,7 @@ class ActStream:
         context: Context,
         sessions: SessionRegistry,
         acting: Acting,
+        traffic: Traffic,
         *,
         max_open_episodes: int,
     ) -> None:
@@ -42,11 +46,13 @@ class ActStream:
             context: Of the call.
             sessions: Which of them it works for, its requests name.
             acting: Answers its requests.
+            traffic: Counts messages that gRPC does not hand over itself.
             max_open_episodes: Of one session.
         """
         self._context = context
         self._sessions = sessions
         self._acting = acting
+        self._lockstep = Lockstep(context, traffic)
         self._plain_rows = acting.plain_rows()
         # One request for each open episode may wait; whatever is beyond that repeats itself.
         self._max_asks = max_open_episodes + _MAX_UNREAD
@@ -55,6 +61,8 @@ class ActStream:
         self._news: asyncio.Future[None] | None = None  # what the idle writer waits for
         # What a reader that is too far ahead waits for.
         self._room: asyncio.Future[None] | None = None
+        # What a reader in lockstep waits for.
+        self._answered: asyncio.Future[None] | None = None
         self._writing = False
         self._taking = False  # a request is being taken; its reader writes what it answers
         self._ended = False  # the client sends no more, but may wait for what it asked
@@ -93,13 +101,13 @@ class ActStream:
         self._reader = asyncio.current_task()
         writer = asyncio.create_task(self._write_answers())
         try:
-            while (data := await self._context.read()) is not grpc.aio.EOF:  # type: ignore[comparison-overlap]
-                self._take(data)
-                if self._outbox:  # answered at once: no need to wake the writer for it
-                    await self._flush()
-                while len(self._outbox) >= _MAX_UNREAD or len(self._asks) >= self._max_asks:
-                    self._room = asyncio.get_running_loop().create_future()
-                    await self._room
+            data = await self._context.read()
+            while data is not grpc.aio.EOF:  # type: ignore[comparison-overlap]
+                ask = self._take(data)
+                if ask is not None and self._is_all(ask):
+                    data = await self._answer_and_read(ask)
+                else:
+                    data = await self._write_and_read()
             self._ended = True
             self._wake_writer()
             # Not awaited itself: our own cancellation must not reach it.
@@ -121,14 +129,48 @@ class ActStream:
             if self._session is not None:
                 self._sessions.leave(self._session, self)
 
-    def _take(self, data: bytes) -> None:
+    def _is_all(self, ask: Ask) -> bool:
+        """Whether all episodes of the client wait for that answer, and will have it in an instant."""
+        return (
+            self._session is not None
+            and ask.size >= len(self._session.book.running) > 0
+            and len(self._asks) <= 1
+            and not ask.held
+            and self._begun
+            and not self._writing
+            and self._lockstep.possible
+        )
+
+    async def _answer_and_read(self, ask: Ask) -> bytes:
+        if not ask.finished:
+            self._answered = asyncio.get_running_loop().create_future()
+            try:
+                await self._answered
+            finally:
+                self._answered = None
+        if len(self._outbox) != 1:  # there is something else to write
+            return await self._write_and_read()
+        self._writing = True
+        try:
+            return await self._lockstep.answer(self._outbox.popleft())
+        finally:
+            self._writing = False
+
+    async def _write_and_read(self) -> bytes:
+        if self._outbox:  # answered at once: no need to wake the writer for it
+            await self._flush()
+        while len(self._outbox) >= _MAX_UNREAD or len(self._asks) >= self._max_asks:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+        return await self._context.read()
+
+    def _take(self, data: bytes) -> Ask | None:
         # A session's end ends its streams, and while there is one its lease does not run.
         session = self._session
         if session is not None and (row := self._plain_rows.read(data)) is not None:
-            self._ask(row.request, self._acting.begin_plain, session, row, self._answer)
-        else:
-            message = parse(pb.StreamActRequest, data)
-            self._ask(message.request, self._begin, message)
+            return self._ask(row.request, self._acting.begin_plain, session, row, self._answer)
+        message = parse(pb.StreamActRequest, data)
+        return self._ask(message.request, self._begin, message)
 
     def _begin(self, message: pb.StreamActRequest) -> Ask:
         session, act = self._session, message.act
@@ -138,17 +180,18 @@ class ActStream:
         self._plain_rows.learn(message)
         return ask
 
-    def _ask(self, number: int, begin: Callable[..., Ask], *arguments: Any) -> None:
+    def _ask(self, number: int, begin: Callable[..., Ask], *arguments: Any) -> Ask | None:
         self._taking = True
         try:
             ask = begin(*arguments)
         except Exception as error:  # told in band: the stream goes on
             self._refuse(number, as_fault(error, "handling a request failed"))
-            return
+            return None
         finally:
             self._taking = False
         if not ask.finished:
             self._asks.add(ask)
+        return ask
 
     def _enter(self, act: pb.ActRequest) -> Session:
         """Work for the session that a request names from now on."""
@@ -182,7 +225,10 @@ class ActStream:
             self._wake_writer()
 
     def _wake_writer(self) -> None:
-        if self._news is not None and not self._news.done():
+        if self._answered is not None:
+            if not self._answered.done():
+                self._answered.set_result(None)
+        elif self._news is not None and not self._news.done():
             self._news.set_result(None)
 
     async def _flush(self) -> None:

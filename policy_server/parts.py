@@ -10,6 +10,7 @@ from typing import cast
 
 from grpc_health.v1 import health
 
+from client_sdk.traffic import Traffic
 from client_sdk.wire.batches import SpaceCodec
 from client_sdk.wire.faults import Fault
 from policy_server.acting import Acting
@@ -53,6 +54,7 @@ class Parts:
         terms: Terms,
         policies: PolicyStore,
         buffer: ExperienceBuffer,
+        traffic: Traffic,
     ) -> None:
         self.health = health.aio.HealthServicer()
         self.store = EpisodeStore(
@@ -107,6 +109,7 @@ class Parts:
             handshake=Handshake(config, terms, self.local),
             acting=self.acting,
             local=self.local,
+            traffic=traffic,
             policy_version=lambda: policies.current.version if policies.current else 0,
             max_open_episodes=config.max_open_episodes_per_session,
         )

@@ -180,6 +180,11 @@ class Ask:
         """Whether ``done`` was called."""
         return self._done is None
 
+    @property
+    def held(self) -> bool:
+        """Whether it had to wait at the gate."""
+        return self.deadline_s > 0.0
+
     def join(self, track: AgentTrack) -> None:
         """Wait for a row that another request is asking for already."""
         self.missing += 1

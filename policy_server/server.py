@@ -188,12 +188,14 @@ class PolicyServer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         config = self._config
-        parts = self._parts = Parts(config, self._terms, self._policies, self._buffer)
+        parts = self._parts = Parts(
+            config, self._terms, self._policies, self._buffer, self._traffic
+        )
         server = grpc.aio.server(
             interceptors=[TokenInterceptor(config.token)] if config.token else [],
             options=_server_options(config),
         )
-        server.add_generic_rpc_handlers((self._traffic.counting(parts.service.handler()),))
+        server.add_generic_rpc_handlers((parts.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(parts.health, server)
         reflection.enable_server_reflection(
             (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server

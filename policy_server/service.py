@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from client_sdk.traffic import Traffic
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.act_stream import ActStream
@@ -40,6 +41,7 @@ class PolicyService:
         handshake: Handshake,
         acting: Acting,
         local: LocalInference,
+        traffic: Traffic,
         policy_version: Callable[[], int],
         max_open_episodes: int,
     ) -> None:
@@ -50,6 +52,7 @@ class PolicyService:
             handshake: With those who want to be.
             acting: Requests for actions.
             local: Everything for clients that act alone.
+            traffic: Counts messages.
             policy_version: Of the newest policy.
             max_open_episodes: Of one session.
         """
@@ -57,22 +60,25 @@ class PolicyService:
         self._handshake = handshake
         self._acting = acting
         self._local = local
+        self._traffic = traffic
         self._policy_version = policy_version
         self._max_open_episodes = max_open_episodes
         self._streams: dict[ActStream, None] = {}  # a set in order
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to register with a ``grpc.aio`` server."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE_NAME,
-            {
-                "OpenSession": unary(self._open_session),
-                "CloseSession": unary(self._close_session),
-                "Act": unary(self._act),
-                "StreamAct": grpc.stream_stream_rpc_method_handler(self._stream_act),
-                "GetPolicy": grpc.unary_stream_rpc_method_handler(self._get_policy),
-                "UploadEpisodes": unary(self._upload_episodes),
-            },
+        return self._traffic.counting(
+            grpc.method_handlers_generic_handler(
+                SERVICE_NAME,
+                {
+                    "OpenSession": unary(self._open_session),
+                    "CloseSession": unary(self._close_session),
+                    "Act": unary(self._act),
+                    "StreamAct": grpc.stream_stream_rpc_method_handler(self._stream_act),
+                    "GetPolicy": grpc.unary_stream_rpc_method_handler(self._get_policy),
+                    "UploadEpisodes": unary(self._upload_episodes),
+                },
+            )
         )
 
     def drain(self) -> None:
@@ -122,7 +128,11 @@ class PolicyService:
 
     async def _stream_act(self, _requests: Any, context: Context) -> None:
         stream = ActStream(
-            context, self._sessions, self._acting, max_open_episodes=self._max_open_episodes
+            context,
+            self._sessions,
+            self._acting,
+            self._traffic,
+            max_open_episodes=self._max_open_episodes,
         )
         self._streams[stream] = None
         self._end_surplus()

@@ -135,7 +135,8 @@ class ScriptedServer:
         asked: Every StreamActRequest with rows, in the order of arrival.
         goodbyes: Every CloseSessionRequest.
         on_open: Makes the answer to a hello, or raises a Fault.
-        on_act: Makes the answer to a request; None: stays silent; or raises a Fault.
+        on_act: Makes the answer to a request, or a list of them; None: stays silent; or raises a
+            Fault.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class ScriptedServer:
         self.observation_space = observation_space
         self.action_space = action_space
         self.on_open: Callable[[pb.OpenSessionRequest], pb.OpenSessionResponse] = self.welcome
-        self.on_act: Callable[[pb.StreamActRequest], pb.StreamActResponse | None] = self.answer
+        self.on_act: Callable[[pb.StreamActRequest], Any] = self.answer
         self._server = grpc.server(futures.ThreadPoolExecutor(16))
         self._server.add_generic_rpc_handlers(
             (
@@ -226,10 +227,11 @@ class ScriptedServer:
                 response = self.on_act(request)
             except Fault as fault:
                 response = pb.StreamActResponse(request=request.request, error=fault.to_detail())
-            if isinstance(response, bytes):
-                yield response
-            elif response is not None:
-                yield response.SerializeToString()
+            for each in response if isinstance(response, list) else [response]:
+                if isinstance(each, bytes):
+                    yield each
+                elif each is not None:
+                    yield each.SerializeToString()
 
 
 def with_faults(response: pb.StreamActResponse, faults: dict[int, Fault]) -> pb.StreamActResponse:

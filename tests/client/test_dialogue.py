@@ -1,11 +1,13 @@
 """A call whose caller reads its answers himself: every way in which it can go on, and end."""
 
 import contextlib
+import queue
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import types
 from concurrent import futures
 
@@ -35,10 +37,12 @@ class Talk:
 
     Attributes:
         ended: Set once a call is over.
+        noted: What was said to ``notes``.
     """
 
     def __init__(self):
         self.ended = threading.Event()
+        self.noted = queue.SimpleQueue()
 
     def echo(self, requests, context):
         yield from requests
@@ -61,6 +65,16 @@ class Talk:
                 self.ended.wait(PATIENCE_S)
             yield data
 
+    def notes(self, requests, context):
+        for data in requests:
+            self.noted.put(data)
+            yield data
+
+    def deaf(self, requests, context):
+        context.add_callback(self.ended.set)
+        self.ended.wait(PATIENCE_S)
+        yield from ()
+
     def refuse(self, requests, context):
         yield next(requests)
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong token")
@@ -78,7 +92,7 @@ class Talk:
 @contextlib.contextmanager
 def talking(talk=None):
     talk = talk or Talk()
-    names = ("echo", "token", "once", "none", "silent", "refuse", "fault", "fail")
+    names = ["echo", "token", "once", "none", "silent", "notes", "deaf", "refuse", "fault", "fail"]
     handlers = {name: grpc.stream_stream_rpc_method_handler(getattr(talk, name)) for name in names}
     server = grpc.server(
         futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)]
@@ -94,9 +108,9 @@ def talking(talk=None):
 
 
 @contextlib.contextmanager
-def dialogue_with(address, name, shortest_s=PATIENCE_S, **settings):
+def dialogue_with(address, name, **settings):
     channel = Channel(Endpoint(Address.parse(address), **settings), SERVICE)
-    dialogue = channel.dialogue(name, shortest_s)
+    dialogue = channel.dialogue(name)
     try:
         yield dialogue
     finally:
@@ -105,8 +119,8 @@ def dialogue_with(address, name, shortest_s=PATIENCE_S, **settings):
 
 
 @contextlib.contextmanager
-def dialogue(name, talk=None, shortest_s=PATIENCE_S, **settings):
-    with talking(talk) as address, dialogue_with(address, name, shortest_s, **settings) as made:
+def dialogue(name, talk=None, **settings):
+    with talking(talk) as address, dialogue_with(address, name, **settings) as made:
         assert isinstance(made, Dialogue)  # this gRPC offers what it needs
         yield made
 
@@ -184,7 +198,7 @@ def test_a_server_that_stops_is_a_loss():
 
 def test_an_answer_that_comes_too_late_ends_the_call_on_both_sides():
     talk = Talk()
-    with dialogue("silent", talk, shortest_s=0.3) as asked:
+    with dialogue("silent", talk) as asked:
         assert asked.ask(b"1", 0.3) == b"1"
         threading.Event().wait(0.8)  # the clock runs for answers only
         assert asked.ask(b"2", 5.0) == b"2"
@@ -212,6 +226,89 @@ def test_closing_does_not_need_a_question_or_a_server():
         pass
 
 
+def test_what_was_sent_is_answered_in_order():
+    with dialogue("echo") as talk:
+        for number in range(5):
+            talk.send(b"%d" % number)
+        talk.flush(PATIENCE_S)
+        talk.send(b"5")  # goes with the next receive
+        assert [talk.receive(PATIENCE_S) for _ in range(6)] == [b"%d" % n for n in range(6)]
+
+
+def test_flushing_what_is_not_there_sends_nothing():
+    with dialogue("echo") as talk:
+        talk.flush(PATIENCE_S)
+        talk.send(b"1")
+        talk.flush(PATIENCE_S)
+        talk.flush(PATIENCE_S)
+        assert talk.receive(PATIENCE_S) == b"1"
+        with pytest.raises(Overdue):
+            talk.receive(0.3)
+
+
+def test_what_was_flushed_arrives_though_nobody_receives():
+    talk = Talk()
+    with dialogue("notes", talk) as told:
+        for number in range(300):
+            told.send(b"%d" % number)
+            told.flush(PATIENCE_S)
+        noted = [talk.noted.get(timeout=PATIENCE_S) for _ in range(300)]
+        assert noted == [b"%d" % number for number in range(300)]
+
+
+def test_what_a_server_does_not_read_is_given_up_in_time():
+    talk = Talk()
+    with dialogue("deaf", talk) as told:
+        start = time.monotonic()
+        for _ in range(2):  # more than fits on the way
+            told.send(bytes(20_000_000))
+            told.flush(0.5)
+        with pytest.raises(Overdue):
+            told.receive(PATIENCE_S)
+        assert time.monotonic() - start < 5.0
+
+
+def test_a_shorter_patience_after_a_longer_one_is_kept():
+    with dialogue("silent") as talk:
+        for patience_s in (100.0, PATIENCE_S):
+            assert talk.ask(b"1", patience_s) == b"1"
+        talk.send(OVER_AND_OUT)
+        start = time.monotonic()
+        with pytest.raises(Overdue):
+            talk.receive(0.3)
+        assert 0.3 <= time.monotonic() - start < 5.0
+
+
+def test_giving_up_from_another_thread_wakes_whoever_receives():
+    talk = Talk()
+    with dialogue("silent", talk) as asked:
+        assert asked.ask(b"1", PATIENCE_S) == b"1"
+        talk.ended.clear()
+        asked.send(OVER_AND_OUT)
+        asked.flush(PATIENCE_S)
+        threading.Timer(0.2, asked.give_up).start()
+        start = time.monotonic()
+        with pytest.raises(Disconnected, match="given up"):
+            asked.receive(PATIENCE_S)
+        assert time.monotonic() - start < 5.0
+        assert talk.ended.wait(PATIENCE_S)
+        ends_as(asked, Disconnected, "given up")
+        asked.close()
+        assert asked._unfinished == 0
+
+
+def test_giving_up_needs_nobody_who_waits():
+    talk = Talk()
+    with dialogue("silent", talk) as asked:
+        assert asked.ask(b"1", PATIENCE_S) == b"1"
+        asked.give_up()
+        assert talk.ended.wait(PATIENCE_S)
+        asked.give_up()
+        ends_as(asked, Disconnected, "given up")
+        asked.close()
+        assert asked._unfinished == 0
+
+
 def test_a_signal_handler_may_close_it_under_a_question():
     talk = Talk()
     with dialogue("silent", talk) as asked:
@@ -231,9 +328,7 @@ class Closing(Dialogue):
 
     def _next(self):
         answer = super()._next()
-        self._waiting = True
         self.close()
-        self._waiting = False
         return answer
 
 
@@ -282,7 +377,7 @@ INTERRUPTS = """
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     for _ in range(rounds):
         channel = Channel(Endpoint(Address.parse(address)), service)
-        talk = channel.dialogue("echo", 20.0)
+        talk = channel.dialogue("echo")
         talk.ask(b"1", 20.0)
         try:
             try:

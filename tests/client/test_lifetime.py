@@ -367,6 +367,31 @@ def test_a_signal_handler_may_close_the_client_under_a_call(mode, hold):
         assert run_python(CLOSED_BY_HANDLER, server.address, mode, timeout=20) == "closed"
 
 
+CLOSED_WITH_AN_END_ON_ITS_WAY = """
+    import signal, sys
+    import numpy as np
+    from client_sdk import PolicyClient, Timeouts
+    from client_sdk.errors import ClosedClientError
+
+    client = PolicyClient(sys.argv[1], timeouts=Timeouts(close_s=0.5))
+    ended = client.start_episode()
+    client.get_action(ended, np.zeros(4))
+    client.end_episode(ended, np.zeros(4))
+    signal.signal(signal.SIGALRM, lambda *_: client.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        client.get_action(client.start_episode(), np.zeros(4))
+    except ClosedClientError:
+        print("closed")
+"""
+
+
+def test_a_signal_handler_may_close_the_client_that_waits_for_more_than_one_answer(scripted):
+    first = iter([True])
+    scripted.on_act = lambda request: scripted.answer(request) if next(first, False) else None
+    assert run_python(CLOSED_WITH_AN_END_ON_ITS_WAY, scripted.address, timeout=20) == "closed"
+
+
 def test_closing_releases_a_task_that_waits_for_a_row_nobody_else_waited_for():
     async def main(address):
         client = AsyncPolicyClient(address, timeouts=BRIEF)

@@ -1,7 +1,6 @@
 """What the client does with answers that the real server gives seldom, or never."""
 
 import dataclasses
-import itertools
 import logging
 import threading
 
@@ -122,8 +121,9 @@ def test_calling_again_after_a_timeout_waits_for_the_same_step(kind, scripted):
             episode.act(seen(1))
         late.set()
         assert episode.act(seen(2), 5.0) == 0
-        assert scripted.asked.qsize() == 1
-        scripted.next_asked()
+        asked = scripted.next_asked()
+        while not scripted.asked.empty():  # the blocking client says it again, on another stream
+            assert scripted.next_asked() == asked
         episode.act(seen(3), 1.0)
         (rows,) = scripted.next_asked().act.groups
         assert list(rows.steps) == [1]
@@ -205,10 +205,21 @@ def test_a_refused_end_is_logged(client, scripted, caplog):
     ],
     ids=["garbage", "no group", "no action"],
 )
-def test_an_answer_that_breaks_the_contract_is_an_error_and_no_hang(client, scripted, answer):
+@pytest.mark.parametrize("acted", [False, True])
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_answer_that_breaks_the_contract_is_an_error_and_no_hang(
+    client, scripted, answer, acted, others
+):
+    for _ in range(others):
+        client.start_episode()
+    episode_id = client.start_episode()
+    if acted:
+        client.get_action(episode_id, seen(0))
     scripted.on_act = answer
     with pytest.raises(InternalServerError):
-        client.get_action(client.start_episode(), seen(0))
+        client.get_action(episode_id, seen(1))
+    scripted.on_act = scripted.answer
+    assert client.get_action(episode_id, seen(1)) == 0
 
 
 def test_an_answer_of_the_wrong_shape_is_an_error(client, scripted):
@@ -222,20 +233,32 @@ def test_an_answer_of_the_wrong_shape_is_an_error(client, scripted):
         client.get_action(client.start_episode(), seen(0))
 
 
-def test_answers_to_nobody_are_ignored(client, scripted):
-    numbers = itertools.chain([999], itertools.repeat(None))
-
+@pytest.mark.parametrize("others", [0, 1])
+def test_answers_to_nobody_are_ignored(client, scripted, others):
     def on_act(request):
-        response = scripted.answer(request)
-        stray = pb.StreamActResponse(request=next(numbers) or response.request, act=response.act)
-        return stray.SerializeToString()
+        answer = scripted.answer(request)
+        stray = pb.StreamActResponse(request=999, act=answer.act)
+        return [stray, answer, stray]
 
+    for _ in range(others):
+        client.start_episode()
     scripted.on_act = on_act
-    with client.episode() as lost, client.episode() as episode:
-        if client.stats.requests == 0:
-            assert lost is not episode
-        scripted.on_act = scripted.answer
-        assert episode.act(seen(0)) == 0
+    with client.episode() as episode:
+        for step in range(5):
+            assert episode.act(seen(step)) == 0
+    assert client.stats.reconnects == 0
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_session_that_the_server_forgot_under_a_call_is_opened_again(client, scripted, others):
+    for _ in range(others):
+        client.start_episode()
+    with client.episode() as episode:
+        for step in range(2):
+            episode.act(seen(step))
+        scripted.on_act = raising(scripted, Fault(Reason.UNKNOWN_SESSION, "who?"))
+        assert episode.act(seen(2)) == 0
+    assert len(scripted.hellos) == 2
 
 
 def test_options_are_announced_with_the_first_row_only(client, scripted):

@@ -1,0 +1,193 @@
+"""StreamAct where a client waits for each answer: which requests that is, and how such a stream ends."""
+
+from __future__ import annotations
+
+import types
+
+import grpc
+import gymnasium as gym
+import pytest
+
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.faults import Reason
+from policy_server import lockstep
+from policy_server.lockstep import Lockstep
+from tests.server.talk import (
+    TERMINATED,
+    Talker,
+    actions_of,
+    check_fault,
+    eventually,
+    fault_in,
+    faults_of,
+    rows,
+    seen,
+)
+from tests.servers import EchoPolicy, serving
+
+MANY_ACTIONS = gym.spaces.Discrete(1_000_000)
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """The answers that were written together with the reading of the next request."""
+    answers = []
+    original = Lockstep.answer
+
+    async def answer(self, data):
+        answers.append(pb.StreamActResponse.FromString(data).request)
+        return await original(self, data)
+
+    monkeypatch.setattr(Lockstep, "answer", answer)
+    return answers
+
+
+@pytest.fixture
+def server():
+    with serving(action_space=MANY_ACTIONS) as server:
+        server.policies.publish(EchoPolicy())
+        yield server
+
+
+@pytest.fixture
+def talker(server):
+    with Talker(server.address) as talker:
+        yield talker
+
+
+def waiting(server) -> float:
+    return server.server.stats()["requests_waiting"]
+
+
+def one(step: int, **fields) -> pb.StepRows:
+    return rows([1], [step], seen(step), rewards=[1.0 if step else 0.0], **fields)
+
+
+def test_the_only_episode_of_a_client_is_answered_in_lockstep(talker, together):
+    stream = talker.stream()
+    for step in range(200):  # beyond where the numbers get longer
+        assert actions_of(stream.ask(one(step)).act.groups[0]) == [101 * step]
+    # gRPC's first message, which carries the metadata, goes alone.
+    assert together == list(range(2, 201))
+
+
+def test_all_episodes_of_a_client_in_one_request_are_answered_in_lockstep(talker, together):
+    stream = talker.stream()
+    for step in range(5):
+        earned = [1.0] * 3 if step else []
+        answer = stream.ask(rows([1, 2, 3], [step] * 3, seen(4, 5, 6), rewards=earned))
+        assert actions_of(answer.act.groups[0]) == [400 + step, 500 + step, 600 + step]
+    assert together == [2, 3, 4, 5]
+
+
+def test_one_of_several_episodes_is_answered_while_more_is_read(talker, together):
+    stream = talker.stream()
+    stream.ask(rows([1, 2], [0, 0], seen(0, 0)))
+    for step in range(1, 20):
+        numbers = {
+            stream.send(rows([episode], [step], seen(episode), rewards=[1.0])) for episode in (1, 2)
+        }
+        assert {stream.receive().request, stream.receive().request} == numbers
+    assert together == []
+
+
+def test_whoever_does_not_wait_is_answered_all_the_same(talker):
+    stream = talker.stream()
+    for step in range(300):
+        stream.send(one(step))
+    answers = [stream.receive() for _ in range(300)]
+    assert [answer.request for answer in answers] == list(range(1, 301))
+    assert [actions_of(answer.act.groups[0]) for answer in answers] == [
+        [101 * step] for step in range(300)
+    ]
+
+
+def test_an_episode_follows_the_other(server, talker, together):
+    stream = talker.stream()
+    for episode in range(1, 6):
+        for step in range(3):
+            earned = [1.0] if step else []
+            answer = stream.ask(rows([episode], [step], seen(7), rewards=earned))
+            assert actions_of(answer.act.groups[0]) == [700 + step]
+        stream.ask(rows([episode], [3], seen(7), rewards=[1.0], statuses=[TERMINATED]))
+    assert server.buffer.held == 15
+    assert together
+
+
+def test_a_refused_row_is_answered_and_the_stream_goes_on(talker):
+    stream = talker.stream()
+    for step in range(3):
+        stream.ask(one(step))
+    (fault,) = faults_of(stream.ask(one(7)).act.groups[0]).values()
+    assert fault.reason is Reason.STEP_OUT_OF_ORDER
+    assert stream.ask(one(3), session_id="nobody").error.reason == Reason.UNKNOWN_SESSION
+    assert actions_of(stream.ask(one(3)).act.groups[0]) == [303]
+
+
+def test_an_answer_that_is_held_back_holds_up_nothing_else(together):
+    with serving(hold=True) as server, Talker(server.address) as talker:
+        stream = talker.stream()
+        held = stream.send(rows([1], [0], seen(0)))
+        eventually(lambda: waiting(server) == 1)
+        evaluation = [pb.EpisodeStart(episode=2, evaluation=True)]
+        ready = stream.send(rows([2], [0], seen(0)), starts=evaluation)
+        assert stream.receive().request == ready
+        server.publish(2)
+        assert stream.receive().request == held
+        assert together == []
+
+
+def in_lockstep(talker, together):
+    """A stream on which the server waits for the request after an answer."""
+    stream = talker.stream()
+    for step in range(3):
+        stream.ask(one(step))
+    assert together
+    return stream
+
+
+def test_a_client_that_says_no_more_ends_its_stream(server, talker, together):
+    stream = in_lockstep(talker, together)
+    stream.half_close()
+    with pytest.raises(StopIteration):
+        stream.receive()
+    assert stream.call.code() is grpc.StatusCode.OK
+    eventually(lambda: not server.server._parts.service._streams)
+
+
+def test_a_client_that_goes_away_frees_its_stream(server, talker, together):
+    stream = in_lockstep(talker, together)
+    stream.close()
+    eventually(lambda: not server.server._parts.service._streams)
+    (session,) = server.server._parts.sessions._sessions.values()
+    assert not session.calls  # its lease runs
+
+
+def test_a_resumed_session_ends_the_stream(server, talker, together):
+    stream = in_lockstep(talker, together)
+    with Talker(server.address, session_id=talker.session_id) as again:
+        with pytest.raises(grpc.RpcError) as caught:
+            stream.receive()
+        check_fault(fault_in(caught.value), Reason.NOT_READY, "", "resumed", "ask again")
+        assert actions_of(again.stream().ask(one(3)).act.groups[0]) == [303]
+
+
+def test_a_server_that_stops_ends_the_stream(together):
+    with serving() as server, Talker(server.address) as talker:
+        stream = in_lockstep(talker, together)
+        server.server.stop()
+        with pytest.raises(grpc.RpcError) as caught:
+            stream.receive()
+        check_fault(fault_in(caught.value), Reason.DRAINING, "", "stopping")
+
+
+@pytest.mark.parametrize("name", lockstep._NEEDED)
+def test_a_grpc_that_has_changed_inside_reads_and_writes_as_ever(
+    server, talker, together, monkeypatch, name
+):
+    changed = {key: value for key, value in vars(lockstep.cygrpc).items() if key != name}
+    monkeypatch.setattr(lockstep, "cygrpc", types.SimpleNamespace(**changed))
+    stream = talker.stream()
+    for step in range(20):
+        assert actions_of(stream.ask(one(step)).act.groups[0]) == [101 * step]
+    assert together == []
