@@ -206,7 +206,8 @@ class RemoteActor:
                 continue
             except Overdue:
                 self._renew_stream()
-                if time.monotonic() < deadline:  # that was for the answer before
+                timeout_s = deadline - time.monotonic()
+                if timeout_s > 0.0:  # that was for the answer before
                     continue
                 raise pending.overdue(self._endpoint.address, action_s) from None
             except PolicyClientError:
@@ -226,17 +227,15 @@ class RemoteActor:
 
     def _ask_again(self, stream: Dialogue | Stream, wanted: Pending, deadline: float) -> None:
         """Repeat what is due; wait for it if it is what the caller waits for."""
-        postponed, self._again = self._again, []
-        for pending in postponed:
+        for pending in list(self._again):  # each stays in it until it is sent, whatever interrupts
             if pending is wanted:
                 if pending.due >= deadline:
-                    self._again.append(pending)
                     self._pause(deadline - time.monotonic())
                     raise pending.overdue(self._endpoint.address, self._timeouts.action_s)
                 self._pause(pending.due - time.monotonic())
             elif pending.due > time.monotonic():
-                self._again.append(pending)
                 continue
+            self._again.remove(pending)
             if not pending.answered:
                 pending.again = None
                 self.exchange.stats.asked_again += 1

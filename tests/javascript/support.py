@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -26,25 +27,27 @@ def distribution() -> Path:
 
 def install() -> None:
     """``npm ci`` in the example, unless what it would install is there already."""
-    lock = hashlib.sha256((EXAMPLE / "package-lock.json").read_bytes()).hexdigest()
-    installed = EXAMPLE / "node_modules/.installed"
-    if installed.exists() and installed.read_text() == lock:
-        return
-    npm = distribution() / "lib/node_modules/npm/bin/npm-cli.js"
-    done = subprocess.run(
-        [distribution() / "bin/node", npm, "ci", "--no-audit", "--no-fund"],
-        cwd=EXAMPLE,
-        capture_output=True,
-        text=True,
-        timeout=INSTALL_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"the JavaScript example's packages cannot be installed: `npm ci` in {EXAMPLE} needs "
-            f"an npm registry (npm config get registry). It said:\n{done.stderr}"
+    with (EXAMPLE / "package-lock.json").open("rb") as wanted:
+        fcntl.flock(wanted, fcntl.LOCK_EX)  # tests in another process may be about to do the same
+        lock = hashlib.sha256(wanted.read()).hexdigest()
+        installed = EXAMPLE / "node_modules/.installed"
+        if installed.exists() and installed.read_text() == lock:
+            return
+        npm = distribution() / "lib/node_modules/npm/bin/npm-cli.js"
+        done = subprocess.run(
+            [distribution() / "bin/node", npm, "ci", "--no-audit", "--no-fund"],
+            cwd=EXAMPLE,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_TIMEOUT_S,
+            check=False,
         )
-    installed.write_text(lock)
+        if done.returncode != 0:
+            raise RuntimeError(
+                f"the JavaScript example's packages cannot be installed: `npm ci` in {EXAMPLE} "
+                "needs an npm registry (npm config get registry). It said:\n" + done.stderr
+            )
+        installed.write_text(lock)
 
 
 @contextlib.contextmanager

@@ -448,7 +448,7 @@ def test_metadata_may_name_environments_that_a_stream_cannot_have(host, bare):
     with Driving(host.address) as first:
         assert first.ask(reset_of(bare.handle)).HasField("reset")
         for named in (bare.handle, "nobody", ""):
-            drive = bare.connection.drive(named, PATIENCE_S)
+            drive = bare.connection.drive(named)
             request = reset_of(bare.handle).SerializeToString()
             answer = pb.DriveResponse.FromString(drive.ask(request, PATIENCE_S))
             assert "another client drives" in answer.error.message
@@ -457,7 +457,7 @@ def test_metadata_may_name_environments_that_a_stream_cannot_have(host, bare):
 
 
 def test_environments_that_metadata_name_are_the_streams_alone(host, bare):
-    drive = bare.connection.drive(bare.handle, PATIENCE_S)
+    drive = bare.connection.drive(bare.handle)
     request = reset_of("another").SerializeToString()
     answer = pb.DriveResponse.FromString(drive.ask(request, PATIENCE_S))
     assert "one Drive per handle" in answer.error.message
