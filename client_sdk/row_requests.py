@@ -37,7 +37,6 @@ class RowRequests:
         self._actions = actions
         self._refills = usable(observations)
         self._templates: dict[int, RowsTemplate] = {}
-        self._message = pb.StreamActRequest()
 
     def presence(self) -> bytes:
         """The first message of a stream, with nothing in it: from here on it keeps the lease."""
@@ -53,9 +52,7 @@ class RowRequests:
             data = (self._templates.get(n) or self._template(n)).fill(pending.number, rows)
             rows.observations = None  # the caller's memory, from here on
             return data
-        message = self._message
-        message.Clear()
-        message.request = pending.number
+        message = pb.StreamActRequest(request=pending.number)
         act = message.act
         act.session_id = self._session_id
         if rows.begun:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from client_sdk.wire.batches import SpaceCodec
 
 
+MOST_KEPT_BYTES = 1 << 20
+"""Protobuf frees what a field held before only with the whole message: after so much, make another."""
+
+
 def usable(codec: SpaceCodec) -> bool:
     """Whether columns may be copied as they lie in memory: the wire is little-endian."""
     dtypes = [codec.leaf(path).dtype for path in codec.paths]
@@ -26,11 +30,19 @@ class RowsTemplate:
     """A request of N running rows, each with an observation and a reward and nothing else."""
 
     def __init__(self, session_id: str, codec: SpaceCodec, n: int) -> None:
-        self._message = message = pb.StreamActRequest()
-        message.act.session_id = session_id
-        group = message.act.groups.add()
+        self._session_id = session_id
+        self._codec = codec
+        self._n = n
         self._zeros = [0.0] * n
+        self._make()
+
+    def _make(self) -> None:
+        codec, n = self._codec, self._n
+        self._message = message = pb.StreamActRequest()
+        message.act.session_id = self._session_id
+        group = message.act.groups.add()
         self._numbers: list[int] = []  # of the episodes that are in the message
+        self._kept = 0
         group.episodes.extend([0] * n)
         group.steps.extend([0] * n)
         group.rewards.extend(self._zeros)
@@ -57,4 +69,8 @@ class RowsTemplate:
         self._rewards[:] = rows.rewards or self._zeros
         for path, tensor in self._tensors:
             tensor.data = columns[path].tobytes()
-        return message.SerializeToString()
+        data = message.SerializeToString()
+        self._kept += len(data)
+        if self._kept > MOST_KEPT_BYTES:
+            self._make()
+        return data

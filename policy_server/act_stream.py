@@ -123,18 +123,18 @@ class ActStream:
             raise self._fault from None
         finally:
             writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
-            for ask in list(self._asks):
-                self._acting.withdraw(ask)
             if self._session is not None:
                 self._sessions.leave(self._session, self)
+            for ask in list(self._asks):
+                self._acting.withdraw(ask)
+            await asyncio.gather(writer, return_exceptions=True)
 
     def _is_all(self, ask: Ask) -> bool:
         """Whether all episodes of the client wait for that answer, and will have it in an instant."""
         return (
             self._session is not None
             and ask.size >= len(self._session.book.running) > 0
-            and len(self._asks) <= 1
+            and self._asks <= {ask}
             and not ask.held
             and self._begun
             and not self._writing
@@ -195,6 +195,8 @@ class ActStream:
 
     def _enter(self, act: pb.ActRequest) -> Session:
         """Work for the session that a request names from now on."""
+        if self._fault is not None:  # ends once its first message is out
+            raise self._fault
         session = self._sessions.find(act.session_id)
         if session is not self._session:
             self._sessions.admit(session, self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from client_sdk.templates import usable
+from client_sdk.templates import MOST_KEPT_BYTES, usable
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from policy_server.requests import Group
@@ -100,14 +100,19 @@ class _Template:
     """An answer with one group of n actions, serialized again and again with other numbers."""
 
     def __init__(self, actions: SpaceCodec, n: int) -> None:
+        self._actions = actions
+        self._zeros = actions.zeros(n)
+        self._make()
+
+    def _make(self) -> None:
         self._message = pb.StreamActResponse()
         self._group = self._message.act.groups.add()
-        zeros = actions.zeros(n)
-        actions.encode(zeros, self._group.actions)
+        self._actions.encode(self._zeros, self._group.actions)
+        self._kept = 0
         # These stay parts of the message.
         self._tensors = [
             (path, self._group.actions.leaves[path], column.dtype, column.shape)
-            for path, column in zeros.items()
+            for path, column in self._zeros.items()
         ]
 
     def fill(self, number: int, policy_version: int, columns: Columns) -> bytes | None:
@@ -119,4 +124,8 @@ class _Template:
             if column.dtype != dtype or column.shape != shape:
                 return None
             tensor.data = column.tobytes()
-        return self._message.SerializeToString()
+        data = self._message.SerializeToString()
+        self._kept += len(data)
+        if self._kept > MOST_KEPT_BYTES:
+            self._make()
+        return data

@@ -13,6 +13,7 @@ from client_sdk.wire.faults import Reason
 from policy_server import lockstep
 from policy_server.lockstep import Lockstep
 from tests.server.talk import (
+    ABANDONED,
     TERMINATED,
     Talker,
     actions_of,
@@ -135,6 +136,17 @@ def test_an_answer_that_is_held_back_holds_up_nothing_else(together):
         server.publish(2)
         assert stream.receive().request == held
         assert together == []
+
+
+def test_an_answer_that_is_due_later_is_not_kept_back_by_another_episode():
+    with serving(hold=True, hold_timeout_s=0.5) as server, Talker(server.address) as talker:
+        stream = talker.stream()
+        stream.ask()  # the first message is out
+        held = stream.send(rows([1], [0], seen(0)))
+        gone = stream.send(rows([1], [1], statuses=[ABANDONED]))
+        evaluation = [pb.EpisodeStart(episode=2, evaluation=True)]
+        other = stream.send(rows([2], [0], seen(1)), starts=evaluation)
+        assert {stream.receive().request for _ in range(3)} == {held, gone, other}
 
 
 def in_lockstep(talker, together):

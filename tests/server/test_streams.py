@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import signal
@@ -12,9 +13,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from client_sdk.traffic import Traffic
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server import service
+from policy_server.act_stream import ActStream
 from policy_server.requests import Ask
 from tests.server.talk import (
     TERMINATED,
@@ -391,3 +394,58 @@ def test_frozen_client_is_noticed_by_keepalive():
             client.kill()
         assert server.server.stats()["episodes_lost"] == 1
         assert sum(chunk.steps for chunk in server.collect(4)) == 4
+
+
+class Slow:
+    """A call whose first answer takes its time to leave."""
+
+    def __init__(self):
+        self.requests = asyncio.Queue()
+        self.left = asyncio.Event()
+
+    async def read(self):
+        return await self.requests.get()
+
+    async def write(self, _data):
+        await self.left.wait()
+
+
+async def passes(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+def test_stream_that_is_cancelled_twice_is_no_call_of_its_session():
+    """By the server as its first answer has left, and by gRPC, for its client is gone."""
+
+    async def twice(parts):
+        session, _ = parts.sessions.open("resumed", "")
+        call = Slow()
+        acting = parts.service._acting
+        stream = ActStream(call, parts.sessions, acting, Traffic(), max_open_episodes=10)
+        serving_it = asyncio.create_task(stream.serve())
+
+        def say(step):
+            act = pb.ActRequest(session_id=session.session_id)
+            act.groups.append(rows([1], [step], seen(step), rewards=[0.0]))
+            call.requests.put_nowait(pb.StreamActRequest(request=1, act=act).SerializeToString())
+
+        say(0)
+        await passes(lambda: stream._writing)
+        assert stream in session.calls
+        parts.sessions.open("resumed", session.session_id)  # on another connection
+        say(1)  # was on its way already
+        await passes(call.requests.empty)
+        call.left.set()
+        while not serving_it.cancelling() and not serving_it.done():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        serving_it.cancel()
+        await asyncio.wait({serving_it})
+        return session.calls
+
+    with serving() as server, Talker(server.address) as other:
+        other.step(1, 0)  # of somebody else's episode, so that no answer is given at once
+        done = asyncio.run_coroutine_threadsafe(twice(server.server._parts), server.server._loop)
+        assert not done.result(10)
