@@ -3,8 +3,8 @@
     python -m benchmarks.acting
 
 A 64x64 policy, rows of CartPole's size, experience recorded and delivered to ``sample()``. The
-echo has the client's stack (gRPC's blocking one, or asyncio's) and the server's event loop; a second
-one goes without what ``PolicyClient`` and ``AsyncPolicyClient`` spare themselves of that stack. All
+echo has the server's event loop, and is asked by gRPC's own clients, blocking or for asyncio; a
+second time without what ``PolicyClient`` and ``AsyncPolicyClient`` spare themselves of these. All
 take turns, so that a busy moment of the machine hits all; medians over the rounds.
 The simulator is left out: observations are numbers made beforehand.
 """

@@ -1,7 +1,7 @@
 """``Channel`` and ``Stream``: gRPC to one server, blocking, for whichever service of the contract.
 
 Bytes and messages in and out; no retries, and no meaning. Any thread may call; a stream is for one
-thread at a time, and has a reader of its own.
+thread at a time.
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ class Endpoint:
             # Half-open connections are noticed within 20 s.
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 10_000),
+            # What really bounds the wait for a ping's answer; else it is a minute.
+            ("grpc.http2.ping_timeout_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             # Retries are ours, and each attempt starts afresh: no memory of the last one.

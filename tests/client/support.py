@@ -254,6 +254,7 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._pairs: list[socket.socket] = []
+        self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
@@ -277,6 +278,11 @@ class Relay:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    def silence(self) -> None:
+        """From now on nothing gets through the connections there are, which stay open."""
+        with self._lock:
+            self._silent.update(self._pairs)
+
     def _accept(self) -> None:
         while True:
             try:
@@ -293,15 +299,15 @@ class Relay:
                 continue
             with self._lock:
                 self._pairs += [near, far]
-            threading.Thread(target=_pump, args=(near, far), daemon=True).start()
+            threading.Thread(target=self._pump, args=(near, far), daemon=True).start()
 
-
-def _pump(near: socket.socket, far: socket.socket) -> None:
-    other = {near: far, far: near}
-    with near, far, contextlib.suppress(OSError):
-        while True:
-            for ready in select.select([near, far], [], [])[0]:
-                data = ready.recv(65536)
-                if not data:
-                    return
-                other[ready].sendall(data)
+    def _pump(self, near: socket.socket, far: socket.socket) -> None:
+        other = {near: far, far: near}
+        with near, far, contextlib.suppress(OSError):
+            while True:
+                for ready in select.select([near, far], [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    if ready not in self._silent:
+                        other[ready].sendall(data)

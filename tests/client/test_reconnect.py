@@ -83,6 +83,18 @@ def test_a_batch_survives_a_cut(kind, server, relay):
     assert sorted(chunk.rewards for chunk in chunks_of(server)) == [[1.0], [2.0], [3.0]]
 
 
+def test_a_connection_that_falls_silent_is_given_up_in_time(kind, server, relay):
+    with connected(kind, relay.address, timeouts=Timeouts(action_s=100.0)) as client:
+        episode = client.episode()
+        assert episode.act(seen(0)) == 0
+        relay.silence()
+        begin = time.monotonic()
+        assert episode.act(seen(1), 1.0) == 0
+        assert time.monotonic() - begin < 30
+        assert client.stats.reconnects == 1
+        episode.end(seen(2), 1.0, terminated=True)
+
+
 def test_the_loss_and_the_return_are_logged(kind, relay, caplog):
     with caplog.at_level(logging.INFO, "client_sdk"), connected(kind, relay.address) as client:
         episode_id = client.start_episode()
