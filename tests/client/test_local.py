@@ -335,7 +335,7 @@ def test_a_fast_client_waits_where_the_server_has_enough(kind):
         acting.start()
         eventually(lambda: client._handshake.tracks and stands_still(client))
         ahead = client.stats.steps_uploaded
-        assert ahead < 2000  # of half a million
+        assert ahead < 200  # of hundreds of thousands
         server.collect(10_000, timeout_s=0.1)  # all there is
         eventually(lambda: client.stats.steps_uploaded > ahead)
         if kind == "aio-local":  # tasks may share a client, threads may not

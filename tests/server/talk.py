@@ -260,6 +260,11 @@ def refuse_row(talker: Talker, *step, **fields) -> Fault:
     return caught.value
 
 
+def waiting(server: Any) -> float:
+    """Requests that wait for their answer."""
+    return server.server.stats()["requests_waiting"]
+
+
 def health(talker: Talker, service: str = "") -> int:
     """What a load balancer is told."""
     stub = health_pb2_grpc.HealthStub(talker.channel)

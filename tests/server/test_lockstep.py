@@ -23,6 +23,7 @@ from tests.server.talk import (
     faults_of,
     rows,
     seen,
+    waiting,
 )
 from tests.servers import EchoPolicy, serving
 
@@ -54,10 +55,6 @@ def server():
 def talker(server):
     with Talker(server.address) as talker:
         yield talker
-
-
-def waiting(server) -> float:
-    return server.server.stats()["requests_waiting"]
 
 
 def one(step: int, **fields) -> pb.StepRows:

@@ -29,14 +29,11 @@ from tests.server.talk import (
     program,
     rows,
     seen,
+    waiting,
 )
 from tests.servers import EchoPolicy, serving
 
 MANY_ACTIONS = gym.spaces.Discrete(1_000_000)
-
-
-def waiting(server) -> float:
-    return server.server.stats()["requests_waiting"]
 
 
 def streams(server) -> int:
