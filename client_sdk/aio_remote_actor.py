@@ -169,7 +169,7 @@ class AioRemoteActor:
                 self._take(data, stream)
             except PolicyClientError:
                 stream.put_back(data)  # for the reader to deal with
-            if exchange.session_lost:
+            if exchange.lost:
                 stream.put_back(data)
         if not pending.answered:
             stream.wake()
@@ -341,8 +341,8 @@ class AioRemoteActor:
                 if not stream.gave_way:
                     return lost.why
                 self._begin_stream(connection, exchange.unanswered())
-            if exchange.session_lost:
-                return "the server does not know the session any more"
+            if exchange.lost:
+                return exchange.lost
 
     def _take(self, data: bytes, stream: AioStream) -> None:
         pending = self.exchange.take(data)

@@ -49,8 +49,8 @@ class Exchange(Handshake):
         super().__init__(client_name, pb.INFERENCE_MODE_REMOTE, observation_space, action_space)
         self.pending: dict[int, Pending] = {}
         """Sent and not answered, by number, in the order of sending."""
-        self.session_lost = False
-        """The server has just said that it knows no such session: open it again."""
+        self.lost = ""
+        """Why another connection is needed, in the server's words; empty: it is not."""
         self.logged_actions_welcome = False
         """The session has accepted one; whether it does depends on the algorithm."""
         self._limit_bytes = 0
@@ -73,7 +73,7 @@ class Exchange(Handshake):
             self._requests = RowRequests(self.opened.id, self.observation_codec, self.action_codec)
             self._encode = self._requests.encode
             self._reader = AnswerReader(self.action_codec)
-        self.session_lost = False
+        self.lost = ""
         if previous is not None and previous.id != response.session_id:
             self.logged_actions_welcome = False
             self._restart()
@@ -192,7 +192,7 @@ class Exchange(Handshake):
         elif response.HasField("error"):
             failure = Fault.from_detail(response.error)
             if failure.reason is Reason.UNKNOWN_SESSION:
-                self.session_lost = True
+                self.lost = "the server does not know the session any more"
                 return None
             if _asks_again(failure):
                 self._put_off(pending, failure)
@@ -216,6 +216,9 @@ class Exchange(Handshake):
         if not pending.final and pending.track not in self.tracks:
             pending.failure = fault
             self._finish(pending)
+            return
+        if fault.reason is Reason.DRAINING:
+            self.lost = fault.message
             return
         if fault.reason is Reason.LIMIT_EXCEEDED and (
             pending.why is None or pending.why.reason is not fault.reason

@@ -219,8 +219,8 @@ class RemoteActor:
             if pending.answered:
                 return
             timeout_s = deadline - time.monotonic()
-            if exchange.session_lost:
-                self._lost("the server does not know the session any more")
+            if exchange.lost:
+                self._lost(exchange.lost)
             elif answered is not None and answered.again is not None:
                 answered.due = time.monotonic() + answered.again_in_s()
                 self._again.append(answered)

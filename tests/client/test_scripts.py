@@ -80,6 +80,17 @@ def test_not_ready_is_asked_again_with_the_same_request(client, scripted, script
 
 
 @pytest.mark.parametrize("script", [refusing, raising])
+def test_a_server_that_stops_is_left_at_once(client, scripted, script, caplog):
+    stopping = Fault(Reason.DRAINING, "the server is stopping", retry_after_s=PATIENCE_S)
+    scripted.on_act = script(scripted, stopping)
+    with client.episode() as episode:
+        assert episode.act(seen(0)) == 0
+    assert client.stats.reconnects == 1
+    assert "lost (the server is stopping); connecting again" in caplog.text
+    assert scripted.next_asked() == scripted.next_asked()
+
+
+@pytest.mark.parametrize("script", [refusing, raising])
 def test_a_limit_that_names_a_delay_is_waited_for(client, scripted, script):
     scripted.on_act = script(scripted, Fault(Reason.LIMIT_EXCEEDED, "full", retry_after_s=0.01))
     with client.episode() as episode:
