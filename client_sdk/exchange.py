@@ -6,6 +6,7 @@ sends again what ``adopt`` says. Owned by one client; one of its calls, or its l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,9 @@ from client_sdk.rows import Rows, Track
 from client_sdk.session import Handshake
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
+
+_WARN_EVERY_S = 60.0
+"""That a server is at a limit, at most: it may be with each step."""
 
 _ASK_AGAIN = frozenset({Reason.NOT_READY, Reason.DRAINING})
 
@@ -54,6 +58,7 @@ class Exchange(Handshake):
         self.logged_actions_welcome = False
         """The session has accepted one; whether it does depends on the algorithm."""
         self._limit_bytes = 0
+        self._warns_again = 0.0
         self._next_request = 1
 
     # -- the session ---------------------------------------------------------------------------
@@ -220,9 +225,9 @@ class Exchange(Handshake):
         if fault.reason is Reason.DRAINING:
             self.lost = fault.message
             return
-        if fault.reason is Reason.LIMIT_EXCEEDED and (
-            pending.why is None or pending.why.reason is not fault.reason
-        ):
+        now = time.monotonic()
+        if fault.reason is Reason.LIMIT_EXCEEDED and now > self._warns_again:
+            self._warns_again = now + _WARN_EVERY_S
             logger.warning("waiting, for the server is at a limit: %s", fault.message)
         pending.again = pending.why = fault
 

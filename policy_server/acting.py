@@ -74,6 +74,7 @@ class Acting:
         metrics = request.metrics
         if metrics:
             check_metrics(metrics)
+        session.steps.take(sum(len(group.episodes) for group in groups) or 1)
         if request.starts:
             book.announce(starts_of(request.starts, self._max_open_episodes))
         ask = Ask(groups, done, number)
@@ -91,6 +92,7 @@ class Acting:
     def begin_plain(self, session: Session, row: PlainRow, done: Done) -> Ask:
         """As ``begin``, for a request of a stream that says no more than that."""
         group = self._recorder.plain(row)
+        session.steps.take()
         ask = Ask([group], done, row.request)
         self._batcher.note()
         self._recorder.record(group, session.book, ask)

@@ -19,6 +19,7 @@ _LONGEST_S = 1e6
 _SECRET = ("token", "tls")
 """Fields of which messages show the type alone."""
 _POSITIVE_SECONDS = ("hold_timeout_s", "wait_timeout_s", "sample_wait_s", "lease_s", "keepalive_s")
+_RATES = ("max_steps_per_second_per_session", "max_sessions_opened_per_second")
 _COUNTS = (
     "max_sessions",
     "max_open_episodes_per_session",
@@ -91,6 +92,12 @@ class PolicyServerConfig:
     """Running episodes of all clients."""
     max_calls_per_session: int = 256
     """Streams and unary calls of one client that may be under way at once."""
+    max_steps_per_second_per_session: float = 1e6
+    """Env steps of one client, on average over a second, whether it asks for actions or uploads; a
+    request without any counts as one. The default is more than a server can take: lower it so that
+    no client crowds out the others."""
+    max_sessions_opened_per_second: float = 200.0
+    """Sessions that all clients open or resume, on average over a second."""
     max_rows_per_request: int = 4096
     """Rows in one request, all groups together."""
     max_message_bytes: int = 64 * 1024 * 1024
@@ -153,6 +160,8 @@ class PolicyServerConfig:
             check_number(field, 1e-3, _LONGEST_S, Real, "a number of seconds, 0.001 to 1e6")
         check_number("drain_s", 0, _LONGEST_S, Real, "a number of seconds, 0 to 1e6")
         check_number("buffer_fragments", 1, 1e6, Real, "a number from 1 to 1e6")
+        for field in _RATES:
+            check_number(field, 1e-3, 1e9, Real, "a number by second, 0.001 to 1e9")
         for field in _COUNTS:
             # gRPC keeps sizes in 32 bits.
             check_number(field, 1, 2**31 - 1, Integral, "a whole number, 1 to 2147483647")

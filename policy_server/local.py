@@ -125,7 +125,7 @@ class LocalInference:
                 "session_id",
             )
         book, log, chunks = session.book, session.uploads, request.chunks
-        self.recorder.check(request)
+        session.steps.take(self.recorder.check(request) or 1)
         if chunks:
             await self._files_are_known(chunks, call)
         if self.recorder.fills(chunks, starts, book, log):

@@ -26,12 +26,18 @@ from policy_server.handshake import Handshake
 from policy_server.local import LocalInference
 from policy_server.policy_files import ExportedPolicy, PolicyFiles
 from policy_server.policy_store import PolicyStore
+from policy_server.rate_limits import RateLimit
 from policy_server.rows import RowRecorder
 from policy_server.service import PolicyService
 from policy_server.sessions import SessionRegistry
 from policy_server.terms import Terms
 from policy_server.upload_gate import UploadGate
 from policy_server.uploads import UploadRecorder
+
+_STEP_PAUSE_S = 0.05
+"""A client that brings steps too fast goes on in small portions."""
+_OPEN_PAUSE_S = 1.0
+"""Those who are refused here may be many: they ask seldom."""
 
 
 class Parts:
@@ -62,11 +68,26 @@ class Parts:
             max_open_per_session=config.max_open_episodes_per_session,
             max_open=config.max_open_episodes,
         )
+        self._rates = (
+            RateLimit(
+                "max_steps_per_second_per_session",
+                config.max_steps_per_second_per_session,
+                pause_s=_STEP_PAUSE_S,
+            ),
+            RateLimit(
+                "max_sessions_opened_per_second",
+                config.max_sessions_opened_per_second,
+                pause_s=_OPEN_PAUSE_S,
+            ),
+        )
+        step_rate, open_rate = self._rates
         self.sessions = SessionRegistry(
             self.store,
             lease_s=config.lease_s,
             max_sessions=config.max_sessions,
             max_calls=config.max_calls_per_session,
+            step_rate=step_rate,
+            open_rate=open_rate,
             changed=buffer.connected,
         )
         self.batcher = Batcher(
@@ -151,6 +172,7 @@ class Parts:
             "episodes_open": self.store.open_episodes,
             "episodes_lost": self.sessions.episodes_lost,
             "requests": self.acting.requests,
+            "requests_over_rate": sum(rate.refused for rate in self._rates),
             "requests_waiting": self.batcher.waiting + self.local.gate.waiting,
             "batches": self.batcher.batches,
             "actions": self.batcher.actions,

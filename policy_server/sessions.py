@@ -16,6 +16,7 @@ from typing import Protocol
 
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.episodes import EpisodeBook, EpisodeStore
+from policy_server.rate_limits import Meter, RateLimit
 from policy_server.refusals import draining
 from policy_server.uploads import UploadLog
 
@@ -43,18 +44,27 @@ class Session:
         calls: Open streams and requests that wait; while there is one, the lease does not run.
         local: The client acts alone and uploads what it experiences.
         uploads: What it has uploaded.
+        steps: How fast it brings them.
     """
 
-    __slots__ = ("book", "calls", "last_seen_s", "local", "session_id", "title", "uploads")
+    __slots__ = ("book", "calls", "last_seen_s", "local", "session_id", "steps", "title", "uploads")
 
     def __init__(
-        self, session_id: str, title: str, book: EpisodeBook, now_s: float, *, local: bool
+        self,
+        session_id: str,
+        title: str,
+        book: EpisodeBook,
+        steps: Meter,
+        now_s: float,
+        *,
+        local: bool,
     ) -> None:
         self.session_id = session_id
         self.title = title
         self.local = local
         self.uploads = UploadLog()
         self.book = book
+        self.steps = steps
         self.calls: set[Call] = set()
         self.last_seen_s = now_s
 
@@ -75,6 +85,8 @@ class SessionRegistry:
         lease_s: float,
         max_sessions: int,
         max_calls: int,
+        step_rate: RateLimit,
+        open_rate: RateLimit,
         changed: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,6 +97,8 @@ class SessionRegistry:
             lease_s: A session that nobody named for this long ends.
             max_sessions: At once.
             max_calls: Under way at once in one session.
+            step_rate: Of the steps of one session.
+            open_rate: Of sessions.
             changed: Told how many sessions there are.
             clock: In seconds.
         """
@@ -92,6 +106,8 @@ class SessionRegistry:
         self._lease_s = lease_s
         self._max_sessions = max_sessions
         self._max_calls = max_calls
+        self._step_rate = step_rate
+        self._opening = open_rate.meter()
         self._draining = False
         self._changed = changed
         self.clock = clock
@@ -118,6 +134,7 @@ class SessionRegistry:
         Raises:
             Fault: LIMIT_EXCEEDED; or WRONG_MODE, that session is of the other mode.
         """
+        self._opening.take()
         known = self._sessions.get(resume_id)
         if known is not None:
             if known.local != local:
@@ -147,7 +164,12 @@ class SessionRegistry:
             )
         title = f"{_printable(client_name) or 'client'} #{next(self._numbers)}"
         session = Session(
-            secrets.token_hex(16), title, self._store.book(), self.clock(), local=local
+            secrets.token_hex(16),
+            title,
+            self._store.book(),
+            self._step_rate.meter(),
+            self.clock(),
+            local=local,
         )
         self._sessions[session.session_id] = session
         self.opened += 1

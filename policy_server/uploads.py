@@ -71,8 +71,11 @@ class UploadRecorder:
         self.taken = 0
         self.refused = 0
 
-    def check(self, request: pb.UploadEpisodesRequest) -> None:
+    def check(self, request: pb.UploadEpisodesRequest) -> int:
         """Refuse a request as a whole; nothing of it is recorded yet.
+
+        Returns:
+            How many steps it brings.
 
         Raises:
             Fault: Its numbers make no sense, or it is too large.
@@ -93,6 +96,7 @@ class UploadRecorder:
                 f"{rows}; send several requests, or raise that setting on the server",
                 "chunks",
             )
+        return rows
 
     def fills(
         self,

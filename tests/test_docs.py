@@ -1,6 +1,7 @@
 """What the documents say is run, or compared with the code that they speak of."""
 
 import ast
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from client_sdk import errors
 from client_sdk.wire.faults import STATUS_OF_REASON, Reason
+from policy_server import PolicyServerConfig
 from policy_server.commands.space_files import read_spaces
 from tests.documents import ROOT, blocks, table
 from tests.servers import serving
@@ -53,6 +55,14 @@ def test_conversation_of_the_protocol_takes_place():
         chunks = server.collect(4)
         assert sum(chunk.steps for chunk in chunks) == 4
         assert server.ledger()["received"] == 4
+
+
+def test_limits_are_all_listed_with_their_defaults():
+    listed = {row[0]: float(row[1]) for row in table("docs/security.md", "Limits")}
+    fields = dataclasses.fields(PolicyServerConfig)
+    limits = {field.name: field.default for field in fields if field.name.startswith("max_")}
+    del limits["max_policy_lag"]  # of what RLlib learns from, not of clients
+    assert listed == limits
 
 
 def test_rllib_accepts_the_configuration_that_steps_hosted_environments():

@@ -15,6 +15,7 @@ from policy_server.config import ENV_CONFIG_KEY
 from tests.authority import Authority
 
 SECONDS = ("hold_timeout_s", "wait_timeout_s", "sample_wait_s", "lease_s", "keepalive_s")
+RATES = ("max_steps_per_second_per_session", "max_sessions_opened_per_second")
 COUNTS = (
     "max_sessions",
     "max_open_episodes_per_session",
@@ -41,6 +42,7 @@ BAD_VALUES = {
     "token": ["", "with space ", "new\nline", "ümlaut", 7],
     "address_file": [7],
     **{field: [0, -1.0, math.nan, math.inf, "5", None] for field in SECONDS},
+    **{field: [0, -1.0, math.nan, math.inf, "5", True, None] for field in RATES},
     **{field: [0, -1, 1.5, "5", None] for field in COUNTS},
 }
 

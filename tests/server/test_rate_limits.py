@@ -1,0 +1,230 @@
+"""How fast clients may be: a limit over time, named to whoever exceeds it, at nobody else's cost."""
+
+from __future__ import annotations
+
+import grpc
+import numpy as np
+import pytest
+
+from client_sdk.wire import policyserver_pb2 as pb
+from client_sdk.wire.faults import Fault, Reason
+from policy_server.rate_limits import RateLimit
+from tests.server.exporting import exporting
+from tests.server.talk import (
+    Talker,
+    actions_of,
+    check_fault,
+    eventually,
+    faults_of,
+    refused,
+    rows,
+    seen,
+)
+from tests.server.uploading import Uploader
+from tests.servers import serving
+
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+STEP_RATE = ("max_steps_per_second_per_session=20", "nothing was taken", "raise that setting")
+OPEN_RATE = ("max_sessions_opened_per_second=1", "raise that setting")
+
+
+class Clock:
+    """Goes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def limit(clock):
+    # An eighth of a second is a binary fraction: sums of it are exact.
+    return RateLimit("some_setting", 8.0, pause_s=0.1, clock=clock)
+
+
+def in_the_end(call):
+    """What a call returns once it is not refused any more."""
+    answers = []
+
+    def answered() -> bool:
+        try:
+            answers.append(call())
+        except grpc.RpcError as error:
+            if error.code() is not EXHAUSTED:
+                raise
+        return bool(answers)
+
+    eventually(answered)
+    return answers[0]
+
+
+def takes(meter, amount: int = 1) -> bool:
+    try:
+        meter.take(amount)
+    except Fault:
+        return False
+    return True
+
+
+def test_on_average_it_is_the_pace_that_was_set(limit, clock):
+    meter, taken = limit.meter(), 0
+    for _ in range(10_000):  # 100 seconds
+        taken += takes(meter)
+        clock.now += 0.01
+    # 8 by second, and those of the first burst.
+    assert 800 <= taken <= 809
+    assert limit.refused == 10_000 - taken
+
+
+def test_whoever_was_silent_has_one_burst_and_no_more(limit, clock):
+    meter = limit.meter()
+    clock.now += 3600.0
+    assert sum(takes(meter) for _ in range(100)) == 9
+
+
+def test_who_is_refused_is_told_when_it_is_worth_coming_again(limit, clock):
+    meter = limit.meter()
+    meter.take(24)  # at once, for the meter was idle
+    waits = []
+    for _ in range(100):
+        with pytest.raises(Fault) as caught:
+            meter.take()
+        waits.append(caught.value.retry_after_s)
+    # Due in 3 s; a second of it is the burst.
+    assert all(2.0 + 0.05 <= wait <= 2.0 + 0.15 for wait in waits)
+    assert len(set(waits)) > 50  # so that not all come back at once
+    clock.now += 1.99
+    assert not takes(meter)
+    clock.now += 0.02
+    assert takes(meter)
+
+
+def test_nobody_is_sent_away_for_long(limit):
+    meter = limit.meter()
+    meter.take(1_000_000)
+    with pytest.raises(Fault) as caught:
+        meter.take()
+    assert caught.value.retry_after_s == 5.0
+
+
+def test_meters_of_one_limit_know_nothing_of_each_other(limit):
+    one, other = limit.meter(), limit.meter()
+    one.take(1000)
+    assert not takes(one)
+    assert takes(other)
+
+
+def test_too_many_steps_are_refused_and_others_are_served():
+    with (
+        serving(max_steps_per_second_per_session=20) as server,
+        Talker(server.address) as hasty,
+        Talker(server.address) as other,
+    ):
+        episodes = range(1, 41)
+        hasty.act(rows(episodes, [0] * 40, seen(*episodes)))  # 2 seconds' worth
+        more = rows(episodes, [1] * 40, seen(*episodes), rewards=[1.0] * 40)
+        received = server.ledger()["received"]
+        with refused(EXHAUSTED, Reason.LIMIT_EXCEEDED, "", *STEP_RATE) as found:
+            hasty.act(more)
+        assert 0.5 < found[0].retry_after_s < 1.1
+        assert server.ledger()["received"] == received
+        assert server.server.stats()["requests_over_rate"] == 1
+        other.play(1, 5)
+        # The very same request is welcome later.
+        answer = in_the_end(lambda: hasty.act(more)).groups[0]
+        assert actions_of(answer) == [0] * 40
+        assert not faults_of(answer)
+
+
+def test_a_stream_that_is_too_fast_goes_on():
+    with serving(max_steps_per_second_per_session=20) as server, Talker(server.address) as talker:
+        stream, step, refusals = talker.stream(), 0, []
+
+        def ask() -> None:
+            nonlocal step
+            reward = {"rewards": [1.0]} if step else {}
+            answer = stream.ask(rows([1], [step], seen(step), **reward))
+            if answer.HasField("error"):
+                refusals.append(Fault.from_detail(answer.error))
+            else:
+                assert actions_of(answer.act.groups[0]) == [0]
+                step += 1
+
+        while not refusals:
+            ask()
+        assert step > 20  # a burst comes first
+        check_fault(refusals[0], Reason.LIMIT_EXCEEDED, "", *STEP_RATE)
+        assert refusals[0].retry_after_s > 0
+        taken = step
+
+        def goes_on() -> bool:
+            ask()
+            return step > taken
+
+        eventually(goes_on)
+
+
+def test_requests_without_steps_count_as_one():
+    with serving(max_steps_per_second_per_session=20) as server, Talker(server.address) as talker:
+        with refused(EXHAUSTED, Reason.LIMIT_EXCEEDED, "", *STEP_RATE):
+            for _ in range(1000):
+                talker.act()
+        assert server.server.stats()["requests_over_rate"] == 1
+
+
+def test_too_many_uploaded_steps_are_refused_and_welcome_later():
+    settings = {"max_steps_per_second_per_session": 20}
+    with exporting(**settings) as server, Uploader(server.address) as client:
+        client.fly()
+        chunks = [client.chunk(n, 0, seen(*range(41))) for n in (1, 2)]
+        client.deliver(chunks[0])
+        received = server.ledger()["received"]
+        with refused(EXHAUSTED, Reason.LIMIT_EXCEEDED, "", *STEP_RATE):
+            client.upload(chunks[1])
+        assert server.ledger()["received"] == received
+        assert in_the_end(lambda: client.upload(chunks[1])).accepted_sequence == 2
+        assert server.ledger()["received"] == 2 * received
+
+
+def test_downloads_count_as_a_step():
+    settings = {"max_steps_per_second_per_session": 2}
+    with (
+        exporting(**settings) as server,
+        Uploader(server.address) as client,
+        refused(EXHAUSTED, Reason.LIMIT_EXCEEDED, "", "max_steps_per_second_per_session=2"),
+    ):
+        for _ in range(1000):
+            client.download()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_sessions_that_come_too_fast_are_refused_and_open_ones_are_served(resumed):
+    with serving(max_sessions_opened_per_second=1) as server, Talker(server.address) as first:
+        named = {"session_id": first.session_id} if resumed else {}
+        with (
+            Talker(server.address, connect=False) as talker,
+            refused(EXHAUSTED, Reason.LIMIT_EXCEEDED, "", *OPEN_RATE) as found,
+        ):
+            for _ in range(100):
+                talker.open(**named)
+        assert 0.5 <= found[0].retry_after_s <= 5.0
+        assert first.step(1, 0) == 0
+        assert server.server.stats()["requests_over_rate"] == 1
+
+
+def test_a_rate_counts_what_is_in_order_only():
+    with serving(max_steps_per_second_per_session=20) as server, Talker(server.address) as talker:
+        malformed = rows([1], [0], np.zeros((1, 3), np.float32))
+        for _ in range(100):
+            answer = talker.begin(malformed)
+            with pytest.raises(grpc.RpcError) as caught:
+                answer.result()
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert talker.act(rows([1], [0], seen(0))) != pb.ActResponse()
