@@ -1,7 +1,7 @@
 """One ``StreamAct`` call: requests are read and answers written side by side, or in lockstep.
 
 Loop thread only. A task of gRPC's reads and takes requests, one of ours writes what gets ready while
-nothing is taken. Where all episodes of a client wait for one answer, the first does both at once.
+nothing is taken. Where all episodes of a client wait for one answer, the first lets callbacks do both.
 What a client neither reads nor waits for is bounded.
 """
 
@@ -61,8 +61,8 @@ class ActStream:
         self._news: asyncio.Future[None] | None = None  # what the idle writer waits for
         # What a reader that is too far ahead waits for.
         self._room: asyncio.Future[None] | None = None
-        # What a reader in lockstep waits for.
-        self._answered: asyncio.Future[None] | None = None
+        # What a reader waits for while its client goes in lockstep.
+        self._turns: asyncio.Future[None] | None = None
         self._writing = False
         self._taking = False  # a request is being taken; its reader writes what it answers
         self._ended = False  # the client sends no more, but may wait for what it asked
@@ -105,9 +105,8 @@ class ActStream:
             while data is not grpc.aio.EOF:  # type: ignore[comparison-overlap]
                 ask = self._take(data)
                 if ask is not None and self._is_all(ask):
-                    data = await self._answer_and_read(ask)
-                else:
-                    data = await self._write_and_read()
+                    await self._go_in_lockstep(ask)
+                data = await self._write_and_read()
             self._ended = True
             self._wake_writer()
             # Not awaited itself: our own cancellation must not reach it.
@@ -141,20 +140,50 @@ class ActStream:
             and self._lockstep.possible
         )
 
-    async def _answer_and_read(self, ask: Ask) -> bytes:
-        if not ask.finished:
-            self._answered = asyncio.get_running_loop().create_future()
-            try:
-                await self._answered
-            finally:
-                self._answered = None
+    async def _go_in_lockstep(self, ask: Ask) -> None:
+        """Answer that, and read and answer what follows, for as long as each is all there is.
+
+        In callbacks, where the loop would else have to wake this task twice for every request.
+        """
+        self._turns = asyncio.get_running_loop().create_future()
+        if ask.finished:
+            self._answer_in_turn()
+        try:
+            await self._turns
+        finally:
+            self._turns = None
+
+    def _answer_in_turn(self) -> None:
         if len(self._outbox) != 1:  # there is something else to write
-            return await self._write_and_read()
+            self._end_turns()
+            return
         self._writing = True
         try:
-            return await self._lockstep.answer(self._outbox.popleft())
-        finally:
-            self._writing = False
+            self._lockstep.answer(self._outbox.popleft(), self._take_in_turn)
+        except Exception as error:  # must not reach whoever brought the answer
+            self._end_turns(error)
+
+    def _take_in_turn(self, data: bytes | None) -> None:
+        self._writing = False
+        if self._turns is None:  # the call has ended meanwhile
+            return
+        try:
+            ask = None if data is None else self._take(data)
+        except Exception as error:  # for the reader, as if it had taken the request
+            self._end_turns(error)
+            return
+        if ask is None or not self._is_all(ask):
+            self._end_turns()
+        elif ask.finished:
+            self._answer_in_turn()
+
+    def _end_turns(self, error: Exception | None = None) -> None:
+        if self._turns is None or self._turns.done():
+            return
+        if error is None:
+            self._turns.set_result(None)
+        else:
+            self._turns.set_exception(error)
 
     async def _write_and_read(self) -> bytes:
         if self._outbox:  # answered at once: no need to wake the writer for it
@@ -227,9 +256,9 @@ class ActStream:
             self._wake_writer()
 
     def _wake_writer(self) -> None:
-        if self._answered is not None:
-            if not self._answered.done():
-                self._answered.set_result(None)
+        if self._turns is not None:
+            if not self._turns.done():
+                self._answer_in_turn()
         elif self._news is not None and not self._news.done():
             self._news.set_result(None)
 

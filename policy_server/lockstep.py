@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Callable
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
@@ -32,29 +33,43 @@ class Lockstep:
     """One stream whose client waits for each answer; ``possible`` once an answer was written."""
 
     def __init__(self, context: Context, traffic: Traffic) -> None:
-        self._context = context
         self._traffic = traffic
         self._loop = asyncio.get_running_loop()
         self._call = _call_of(context)
         self.possible = self._call is not None
 
-    async def answer(self, data: bytes) -> bytes:
-        """Write the answer, and read the next request; ``grpc.aio.EOF``: there are no more.
+    def answer(self, data: bytes, then: Callable[[bytes | None], object]) -> None:
+        """Write the answer, and read the next request; until then nothing else can be written.
 
-        While this waits, nothing else can be written.
+        Args:
+            data: The answer.
+            then: Called with the request, later; with None where there is none, as the context
+                will tell.
         """
         request = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
         operations = (cygrpc.SendMessageOperation(data, _NO_FLAGS), request)
         self._traffic.sent(data)
+        # A coroutine of gRPC's that waits once, driven by hand: a task would cost more than it.
+        batch = cygrpc.execute_batch(self._call, operations, self._loop)
+
+        def ended(_: object = None) -> None:
+            message: bytes | None = None
+            try:
+                batch.send(None)
+            except StopIteration:
+                message = request.message()
+            except cygrpc.ExecuteBatchError:  # the client is gone
+                pass
+            if message is not None:
+                self._traffic.received(message)
+            then(message)
+
         try:
-            await cygrpc.execute_batch(self._call, operations, self._loop)
-        except cygrpc.ExecuteBatchError:  # the client is gone, as the context will tell
-            return await self._context.read()
-        message: bytes | None = request.message()
-        if message is None:
-            return await self._context.read()
-        self._traffic.received(message)
-        return message
+            begun: asyncio.Future[object] = batch.send(None)
+        except cygrpc.ExecuteBatchError:
+            self._loop.call_soon(then, None)
+        else:
+            begun.add_done_callback(ended)
 
 
 def _call_of(context: Context) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import types
 
 import grpc
@@ -36,9 +37,9 @@ def together(monkeypatch):
     answers = []
     original = Lockstep.answer
 
-    async def answer(self, data):
+    def answer(self, data, then):
         answers.append(pb.StreamActResponse.FromString(data).request)
-        return await original(self, data)
+        original(self, data, then)
 
     monkeypatch.setattr(Lockstep, "answer", answer)
     return answers
@@ -170,6 +171,51 @@ def test_a_client_that_goes_away_frees_its_stream(server, talker, together):
     eventually(lambda: not server.server._parts.service._streams)
     (session,) = server.server._parts.sessions._sessions.values()
     assert not session.calls  # its lease runs
+
+
+def test_garbage_ends_the_stream_and_nothing_else(server, talker, together):
+    outbox = queue.SimpleQueue()
+    call = talker.channel.stream_stream("/policyserver.v1.PolicyService/StreamAct")(
+        iter(outbox.get, None), timeout=20
+    )
+    for number in (1, 2, 3):
+        act = talker.request(one(number - 1))
+        outbox.put(pb.StreamActRequest(request=number, act=act).SerializeToString())
+        assert pb.StreamActResponse.FromString(next(call)).request == number
+    assert together
+    outbox.put(b"garbage")
+    with pytest.raises(grpc.RpcError) as caught:
+        next(call)
+    outbox.put(None)
+    check_fault(fault_in(caught.value), Reason.MALFORMED_TENSOR, "", "StreamActRequest")
+    eventually(lambda: not server.server._parts.service._streams)
+    assert actions_of(talker.stream().ask(one(3)).act.groups[0]) == [303]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_grpc_that_refuses_an_operation_costs_that_stream_alone(
+    server, talker, together, monkeypatch, alone
+):
+    def refuse(*_):
+        raise TypeError("no such operation")
+
+    stream = in_lockstep(talker, together)
+    with Talker(server.address) as other:
+        if not alone:  # what is asked is answered later then, in case the other one asks as well
+            running = other.stream()
+            running.ask(one(0))
+        changed = {**vars(lockstep.cygrpc), "execute_batch": refuse}
+        monkeypatch.setattr(lockstep, "cygrpc", types.SimpleNamespace(**changed))
+        stream.send(one(3))
+        # The answer to it was to go with the next request.
+        with pytest.raises(grpc.RpcError) as caught:
+            stream.receive()
+        assert caught.value.code() is grpc.StatusCode.UNKNOWN
+        monkeypatch.undo()
+        if not alone:
+            assert actions_of(running.ask(one(1)).act.groups[0]) == [101]
+        assert actions_of(other.stream().ask(rows([5], [0], seen(2))).act.groups[0]) == [200]
+        assert actions_of(talker.stream().ask(one(3)).act.groups[0]) == [303]
 
 
 def test_a_resumed_session_ends_the_stream(server, talker, together):
