@@ -3,12 +3,11 @@
 The contract carries episodes, steps and rewards as packed repeated fields, which any protobuf
 client can read. The alternative is one ``bytes`` field per column, read as an array. Measured are
 serializing from lists, and parsing back to lists, in one thread; the best of several repeats, for
-the question is what each must cost. Run: ``python benchmarks/wire_columns.py``.
+the question is what each must cost. Run: ``python -m benchmarks.wire_columns``.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import timeit
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from benchmarks import report
 from client_sdk.wire import policyserver_pb2 as pb
 
 ROWS = (1, 64, 256)
@@ -85,12 +85,10 @@ def best_us(call: Callable[[], Any], repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Packed numbers against bytes, in microseconds.")
+    parser = report.arguments("Packed numbers against bytes, in microseconds.")
     parser.add_argument("--repeats", type=int, default=15, help="the best of so many is told")
-    repeats = parser.parse_args().repeats
-    print(
-        f"{'rows':>5} {'form':>7} {'encode us':>10} {'decode us':>10} {'both us':>9} {'size B':>7}"
-    )
+    options = parser.parse_args()
+    table: list[dict[str, Any]] = []
     for n in ROWS:
         columns = {
             "episodes": list(range(1000, 1000 + n)),
@@ -104,12 +102,20 @@ def main() -> None:
             message = encode(columns)
             if decode(message) != columns:
                 raise RuntimeError(f"{form}: what came back is not what was sent")
-            encode_us = best_us(functools.partial(encode, columns), repeats)
-            decode_us = best_us(functools.partial(decode, message), repeats)
-            print(
-                f"{n:>5} {form:>7} {encode_us:>10.2f} {decode_us:>10.2f} "
-                f"{encode_us + decode_us:>9.2f} {len(message):>7}"
+            encode_us = best_us(functools.partial(encode, columns), options.repeats)
+            decode_us = best_us(functools.partial(decode, message), options.repeats)
+            table.append(
+                {
+                    "rows": n,
+                    "form": form,
+                    "encode us": round(encode_us, 2),
+                    "decode us": round(decode_us, 2),
+                    "both us": round(encode_us + decode_us, 2),
+                    "size B": len(message),
+                }
             )
+    report.print_table("Numbers of rows on the wire", table)
+    report.write_json(options.results, "wire_columns", {"results": table})
 
 
 if __name__ == "__main__":
