@@ -108,7 +108,7 @@ def test_a_limit_without_a_delay_is_raised(client, scripted):
 def test_a_server_that_is_never_ready_is_a_timeout_that_says_why(kind, scripted):
     scripted.on_act = refusing(scripted, *[NOT_READY] * 1000)
     # Time for an answer, however busy the machine is.
-    timeouts = dataclasses.replace(HASTY, action_s=1.0)
+    timeouts = dataclasses.replace(HASTY, action_s=3.0)
     with connected(kind, scripted.address, timeouts=timeouts) as client:
         episode = client.episode()
         with pytest.raises(PolicyTimeout, match="action_s") as caught:
