@@ -160,6 +160,7 @@ class AioStream:
         except asyncio.CancelledError:
             self._outbox.clear()
             if _is_cancelled():
+                self.give_way()  # gRPC may have cancelled the call with the task
                 raise
         finally:
             self._writing = False

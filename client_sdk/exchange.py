@@ -55,8 +55,8 @@ class Exchange(Handshake):
         """Sent and not answered, by number, in the order of sending."""
         self.lost = ""
         """Why another connection is needed, in the server's words; empty: it is not."""
-        self.logged_actions_welcome = False
-        """The session has accepted one; whether it does depends on the algorithm."""
+        self.welcome_with_logp: set[bool] = set()
+        """The session has accepted logged actions with, or without one: the algorithm decides."""
         self._limit_bytes = 0
         self._warns_again = 0.0
         self._next_request = 1
@@ -80,7 +80,7 @@ class Exchange(Handshake):
             self._reader = AnswerReader(self.action_codec)
         self.lost = ""
         if previous is not None and previous.id != response.session_id:
-            self.logged_actions_welcome = False
+            self.welcome_with_logp.clear()
             self._restart()
         return self.unanswered()
 

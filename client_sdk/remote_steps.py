@@ -33,17 +33,18 @@ class RemoteSteps:
         columns, logged = exchange.observation(observation), exchange.logged_action(action, logp)
         track.add_reward(reward)
         rows = track.row(columns, Status.RUNNING, logged, logp)
-        # Refused for the algorithm's sake, or never: so the first one is waited for.
-        return exchange.issue(track, rows, told=exchange.logged_actions_welcome)
+        # Refused for the algorithm's sake, or never: so the first one of each kind is waited for.
+        told = (logp is not None) in exchange.welcome_with_logp
+        return exchange.issue(track, rows, told=told)
 
     def logged(self, pending: Pending) -> None:
-        """The first logged action has its answer.
+        """A first logged action has its answer.
 
         Raises:
             PolicyClientError: It was refused.
         """
         self._exchange.acknowledge(pending)
-        self._exchange.logged_actions_welcome = True
+        self._exchange.welcome_with_logp.add(bool(pending.rows.logged_logps))
 
     def end(
         self, track: EpisodeTrack, observation: Any, status: Status, reward: float

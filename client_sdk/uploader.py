@@ -78,6 +78,7 @@ class Uploader:
         self._backoff = Backoff()
         self._reasons_told: set[Reason] = set()
         self._idle = False  # the thread waits for something to do
+        self._refused = False  # the server wants the request later, and has nothing of it
         self._thread = threading.Thread(target=self._run, name="client_sdk uploads", daemon=True)
 
     # -- whoever acts --------------------------------------------------------------------------
@@ -122,7 +123,8 @@ class Uploader:
     def _only_held(self) -> bool:
         """Whether nothing is left to send: the server has it, and keeps its answer back."""
         link = self._link
-        return link.connection is not None and link.session.holds and not self._spool.waiting
+        unsent = self._spool.waiting or self._refused
+        return link.connection is not None and link.session.holds and not unsent
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread, once the link is closed."""
@@ -208,6 +210,7 @@ class Uploader:
         if self._finish_by is not None:
             timeout_s = max(self._finish_by - time.monotonic(), 0.05)
         self._pace.sent()
+        self._refused = False
         try:
             response = connection.upload_episodes(request, timeout_s)
         except Disconnected:
@@ -267,6 +270,7 @@ class Uploader:
         ):
             self._reasons_told.add(Reason.LIMIT_EXCEEDED)
             logger.warning("waiting, for the server is at a limit: %s", error)
+        self._refused = isinstance(error, LimitExceededError)
         delay_s = self._backoff.delay_s() if error.retry_after_s is None else error.retry_after_s
         with suppress(ClosedClientError):
             self._link.pause(delay_s)

@@ -154,7 +154,7 @@ class ActStream:
             self._turns = None
 
     def _answer_in_turn(self) -> None:
-        if len(self._outbox) != 1:  # there is something else to write
+        if self._writing or len(self._outbox) != 1:  # there is something else to write
             self._end_turns()
             return
         self._writing = True

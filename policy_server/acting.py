@@ -74,9 +74,11 @@ class Acting:
         metrics = request.metrics
         if metrics:
             check_metrics(metrics)
-        session.steps.take(sum(len(group.episodes) for group in groups) or 1)
-        if request.starts:
-            book.announce(starts_of(request.starts, self._max_open_episodes))
+        starts = starts_of(request.starts, self._max_open_episodes) if request.starts else None
+        if groups:
+            session.steps.take(sum(len(group.episodes) for group in groups))
+        if starts:
+            book.announce(starts)
         ask = Ask(groups, done, number)
         self._batcher.note()
         # Before the rows, for an episode may end with them; and after, for it may start with them.
@@ -92,7 +94,7 @@ class Acting:
     def begin_plain(self, session: Session, row: PlainRow, done: Done) -> Ask:
         """As ``begin``, for a request of a stream that says no more than that."""
         group = self._recorder.plain(row)
-        session.steps.take()
+        session.steps.take(1)
         ask = Ask([group], done, row.request)
         self._batcher.note()
         self._recorder.record(group, session.book, ask)

@@ -93,11 +93,10 @@ class PolicyServerConfig:
     max_calls_per_session: int = 256
     """Streams and unary calls of one client that may be under way at once."""
     max_steps_per_second_per_session: float = 1e6
-    """Env steps of one client, on average over a second, whether it asks for actions or uploads; a
-    request without any counts as one. The default is more than a server can take: lower it so that
-    no client crowds out the others."""
+    """Env steps of one client, on average over a second, whether it asks for actions or uploads. The
+    default is more than a server can take: lower it so that no client crowds out the others."""
     max_sessions_opened_per_second: float = 200.0
-    """Sessions that all clients open or resume, on average over a second."""
+    """New sessions of all clients, on average over a second; to resume one is always allowed."""
     max_rows_per_request: int = 4096
     """Rows in one request, all groups together."""
     max_message_bytes: int = 64 * 1024 * 1024

@@ -43,6 +43,7 @@ class EpisodeMetrics:
             1,
             math.ceil(config.metrics_num_episodes_for_smoothing / (config.num_env_runners or 1)),
         )
+        self._ever_evaluated = False
         self._names: set[str] = set()
         self._refused: set[str] = set()
 
@@ -54,10 +55,17 @@ class EpisodeMetrics:
                     self._runner, end.length, end.episode_return, end.duration_s
                 )
                 self._log_numbers((), end)
-        for end in evaluation_ends:
-            if end.reported:
-                self._log_evaluation(end)
-                self._log_numbers((EVALUATION,), end)
+        evaluated = [end for end in evaluation_ends if end.reported]
+        for end in evaluated:
+            self._log_evaluation(end)
+            self._log_numbers((EVALUATION,), end)
+        self._ever_evaluated |= bool(evaluated)
+        if self._ever_evaluated:  # where none has ended, 0 is a number and NaN is not
+            for name, reduce in (
+                (rllib_metrics.NUM_EPISODES, "sum"),
+                (rllib_metrics.NUM_EPISODES_LIFETIME, "lifetime_sum"),
+            ):
+                self._metrics.log_value((EVALUATION, name), len(evaluated), reduce=reduce)
 
     def _log_evaluation(self, end: EpisodeEnd) -> None:
         for name, value in (
@@ -71,11 +79,6 @@ class EpisodeMetrics:
             (rllib_metrics.EPISODE_RETURN_MAX, end.episode_return, "max"),
         ):
             self._metrics.log_value((EVALUATION, name), value, reduce=reduce, window=self._window)
-        for name, reduce in (
-            (rllib_metrics.NUM_EPISODES, "sum"),
-            (rllib_metrics.NUM_EPISODES_LIFETIME, "lifetime_sum"),
-        ):
-            self._metrics.log_value((EVALUATION, name), 1, reduce=reduce)
 
     def _log_numbers(self, prefix: tuple[str, ...], end: EpisodeEnd) -> None:
         for name, value in end.metrics.items():

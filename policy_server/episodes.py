@@ -133,9 +133,14 @@ class EpisodeBook:
                     episode.metrics[name] = value
 
     def ended_like(self, number: int, agent: str, step: int, status: int) -> bool:
-        """Whether this very end was recorded before."""
-        ended = self._ended.get((number, agent))
-        return ended is not None and ended[0] == step and ended[1] == status
+        """Whether this very end was recorded before; it is remembered anew."""
+        key = (number, agent)
+        ended = self._ended.get(key)
+        if ended is None or ended[:2] != (step, status):
+            return False
+        self._ended[key] = (step, status, self._store.clock())
+        self._ended.move_to_end(key)
+        return True
 
     def end(
         self, track: AgentTrack, step: int, status: int, reward: float, last: Columns | None

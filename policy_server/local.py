@@ -125,11 +125,13 @@ class LocalInference:
                 "session_id",
             )
         book, log, chunks = session.book, session.uploads, request.chunks
-        session.steps.take(self.recorder.check(request) or 1)
+        self.recorder.check(request)
         if chunks:
             await self._files_are_known(chunks, call)
         if self.recorder.fills(chunks, starts, book, log):
             await self.gate.room(call)
+        if news := self.recorder.news(chunks, log):
+            session.steps.take(news)
         faults = self.recorder.take(chunks, starts, request.metrics, book, log)
         self._store.settle()
         self.gate.let_in()

@@ -38,6 +38,7 @@ _STEP_PAUSE_S = 0.05
 """A client that brings steps too fast goes on in small portions."""
 _OPEN_PAUSE_S = 1.0
 """Those who are refused here may be many: they ask seldom."""
+_LONGEST_PAUSE_S = 5.0
 
 
 class Parts:
@@ -68,22 +69,27 @@ class Parts:
             max_open_per_session=config.max_open_episodes_per_session,
             max_open=config.max_open_episodes,
         )
+        # A client that obeys is back within its lease.
+        longest_s = min(config.lease_s / 3.0, _LONGEST_PAUSE_S)
         self._rates = (
             RateLimit(
                 "max_steps_per_second_per_session",
                 config.max_steps_per_second_per_session,
                 pause_s=_STEP_PAUSE_S,
+                longest_s=longest_s,
             ),
             RateLimit(
                 "max_sessions_opened_per_second",
                 config.max_sessions_opened_per_second,
                 pause_s=_OPEN_PAUSE_S,
+                longest_s=longest_s,
             ),
         )
         step_rate, open_rate = self._rates
         self.sessions = SessionRegistry(
             self.store,
             lease_s=config.lease_s,
+            longest_answer_s=max(config.hold_timeout_s, config.wait_timeout_s),
             max_sessions=config.max_sessions,
             max_calls=config.max_calls_per_session,
             step_rate=step_rate,

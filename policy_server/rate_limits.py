@@ -15,8 +15,6 @@ from client_sdk.wire.faults import Fault, Reason
 
 _BURST_S = 1.0
 """Whoever was silent may have what the pace allows in so long at once."""
-_LONGEST_WAIT_S = 5.0
-"""Whoever is told to come later comes within a lease, however far ahead of the pace."""
 
 
 class RateLimit:
@@ -32,6 +30,7 @@ class RateLimit:
         per_second: float,
         *,
         pause_s: float,
+        longest_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set a limit.
@@ -40,12 +39,14 @@ class RateLimit:
             setting: Its name, for whoever is refused.
             per_second: So much is allowed, on average over a second.
             pause_s: The refused one is told to wait about so long at least.
+            longest_s: ... and no longer than that, however far ahead of the pace.
             clock: In seconds.
         """
         self.refused = 0
         self._setting = setting
         self._per_second = per_second
         self._pause_s = pause_s
+        self._longest_s = longest_s
         self._clock = clock
 
     def meter(self) -> Meter:
@@ -68,7 +69,7 @@ class RateLimit:
                 Reason.LIMIT_EXCEEDED,
                 f"this is faster than {self._setting}={self._per_second:g} allows; nothing was "
                 "taken. Send the same again a little later, or raise that setting on the server",
-                retry_after_s=min(early_s + pause_s, _LONGEST_WAIT_S),
+                retry_after_s=min(early_s + pause_s, self._longest_s),
             )
         return max(due_s, now) + amount / self._per_second
 
@@ -82,7 +83,7 @@ class Meter:
         self._limit = limit
         self._due_s = 0.0
 
-    def take(self, amount: int = 1) -> None:
+    def take(self, amount: int) -> None:
         """Use that much: what is within a burst is allowed whole, however much it is.
 
         Raises:

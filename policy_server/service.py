@@ -163,7 +163,6 @@ class PolicyService:
             request = parse(pb.GetPolicyRequest, data)
             self._local.check_possible()
             session = self._sessions.find(request.session_id)
-            session.steps.take()
             call = Waiting()
             self._sessions.admit(session, call)
             try:

@@ -83,6 +83,7 @@ class SessionRegistry:
         store: EpisodeStore,
         *,
         lease_s: float,
+        longest_answer_s: float,
         max_sessions: int,
         max_calls: int,
         step_rate: RateLimit,
@@ -95,15 +96,18 @@ class SessionRegistry:
         Args:
             store: Of the episodes.
             lease_s: A session that nobody named for this long ends.
+            longest_answer_s: A request may wait so long for its answer. Whatever it said is
+                remembered for a lease after that, for it may be said again.
             max_sessions: At once.
             max_calls: Under way at once in one session.
             step_rate: Of the steps of one session.
-            open_rate: Of sessions.
+            open_rate: Of new sessions.
             changed: Told how many sessions there are.
             clock: In seconds.
         """
         self._store = store
         self._lease_s = lease_s
+        self._longest_answer_s = longest_answer_s
         self._max_sessions = max_sessions
         self._max_calls = max_calls
         self._step_rate = step_rate
@@ -134,7 +138,6 @@ class SessionRegistry:
         Raises:
             Fault: LIMIT_EXCEEDED; or WRONG_MODE, that session is of the other mode.
         """
-        self._opening.take()
         known = self._sessions.get(resume_id)
         if known is not None:
             if known.local != local:
@@ -162,6 +165,7 @@ class SessionRegistry:
                 f"{self._max_sessions} allows; close some, or raise that setting on the server",
                 retry_after_s=min(self._lease_s, 5.0),
             )
+        self._opening.take(1)
         title = f"{_printable(client_name) or 'client'} #{next(self._numbers)}"
         session = Session(
             secrets.token_hex(16),
@@ -248,9 +252,10 @@ class SessionRegistry:
             self.close(session_id)
 
     def expire(self) -> None:
-        """End sessions whose lease is over, and forget ends that are a lease old."""
+        """End sessions whose lease is over, and forget ends that nobody says again any more."""
         now = self.clock()
         before = now - self._lease_s
+        forgotten = before - self._longest_answer_s
         for session in list(self._sessions.values()):
             if session.calls:
                 session.last_seen_s = now
@@ -259,7 +264,7 @@ class SessionRegistry:
                 self.expired += 1
                 self._end(session, f"silent for {self._lease_s:g} s")
                 continue
-            session.book.forget_ends(before)
+            session.book.forget_ends(forgotten)
 
     def _end(self, session: Session, why: str) -> None:
         _end_calls(

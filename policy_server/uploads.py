@@ -71,11 +71,8 @@ class UploadRecorder:
         self.taken = 0
         self.refused = 0
 
-    def check(self, request: pb.UploadEpisodesRequest) -> int:
+    def check(self, request: pb.UploadEpisodesRequest) -> None:
         """Refuse a request as a whole; nothing of it is recorded yet.
-
-        Returns:
-            How many steps it brings.
 
         Raises:
             Fault: Its numbers make no sense, or it is too large.
@@ -96,7 +93,11 @@ class UploadRecorder:
                 f"{rows}; send several requests, or raise that setting on the server",
                 "chunks",
             )
-        return rows
+
+    @staticmethod
+    def news(chunks: Sequence[pb.Chunk], log: UploadLog) -> int:
+        """How many steps are new, and not uploaded again."""
+        return sum(map(steps_of, _fresh(chunks, log.accepted)))
 
     def fills(
         self,

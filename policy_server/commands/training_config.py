@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from policy_server.config import ENV_CONFIG_KEY, PolicyServerConfig
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+logger = logging.getLogger(__name__)
 
 ALGORITHMS = ("PPO", "DQN", "SAC")
 """What ``--algo`` offers; any other of RLlib's comes with ``--config``."""
@@ -110,6 +113,10 @@ def build_config(options: TrainOptions) -> AlgorithmConfig:
     config = _load(options.config) if options.config is not None else _plain(options)
     given_env_config = dict(config.env_config)
     server = server_config(options, given_env_config)
+    if server.address_file is not None:
+        directory = Path(server.address_file).absolute().parent
+        if not (directory.is_dir() and os.access(directory, os.W_OK)):
+            raise OptionError(f"argument --address-file: cannot write into {directory}")
     runners = options.num_env_runners
     if runners is None:
         runners = config.num_env_runners if options.config is not None else 1
@@ -154,6 +161,11 @@ def _plain(options: TrainOptions) -> AlgorithmConfig:
             raise OptionError(f"argument --spaces: {error}") from error
     else:
         raise OptionError("one of the arguments --env --spaces --config is required")
+    if options.algo == "DQN" and not isinstance(action_space, gymnasium.spaces.Discrete):
+        raise OptionError(
+            f"argument --algo: DQN chooses one of n actions (Discrete), not from {action_space}; "
+            "PPO does, and SAC from a Box"
+        )
     module, name = _CLASSES[options.algo or "PPO"]
     config: AlgorithmConfig = getattr(importlib.import_module(module), name)()
     if options.algo == "SAC":
@@ -275,7 +287,14 @@ def _load(path: str) -> AlgorithmConfig:
         raise OptionError(f"argument --config: cannot import {module_name}: {error}") from error
     except AttributeError as error:
         raise OptionError(f"argument --config: {module_name} has no {attribute!r}") from error
-    value = found() if callable(found) and not isinstance(found, AlgorithmConfig) else found
+    try:
+        value = found() if callable(found) and not isinstance(found, AlgorithmConfig) else found
+    except Exception as error:
+        logger.debug("argument --config: %s()", path, exc_info=error)
+        raise OptionError(
+            f"argument --config: {path}() raised {type(error).__name__}: {_one_line(error)} "
+            "(--debug shows more)"
+        ) from error
     if not isinstance(value, AlgorithmConfig):
         raise OptionError(
             f"argument --config: expected an AlgorithmConfig or a function that returns one, "

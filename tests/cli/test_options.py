@@ -67,6 +67,12 @@ def fails(capsys, *arguments):
         ((*ANYWHERE, "--config", "json"), "expected package.module:attribute"),
         ((*ANYWHERE, "--config", "json:no"), "json has no 'no'"),
         ((*ANYWHERE, "--config", "json.decoder:NaN"), "expected an AlgorithmConfig"),
+        ((*ANYWHERE, "--config", "json:loads"), "json:loads() raised TypeError: loads() missing 1"),
+        ((*TRAIN, "--address-file", "/no/where/a"), "--address-file: cannot write into /no/where"),
+        (
+            (*ANYWHERE, "--env", "Pendulum-v1", "--algo", "DQN"),
+            "argument --algo: DQN chooses one of n actions (Discrete), not from Box(",
+        ),
         ((*TRAIN, "--set", "lrr=1"), "no setting 'lrr'; did you mean 'lr'?"),
         ((*TRAIN, "--host", "0.0.0.0"), "--insecure"),
         (("check",), "HOST:PORT"),

@@ -396,7 +396,7 @@ def test_closing_releases_a_task_that_waits_for_a_row_nobody_else_waited_for():
     async def main(address):
         client = AsyncPolicyClient(address, timeouts=BRIEF)
         await client.connect()
-        client._handshake.logged_actions_welcome = True
+        client._handshake.welcome_with_logp.add(False)
         episode = client.episode()
         await episode.log_action(seen(0), 1)
         waiting = asyncio.create_task(episode.log_action(seen(1), 1))
@@ -416,7 +416,7 @@ def test_two_tasks_may_wait_for_one_answer(monkeypatch):
 
     async def main(address):
         async with AsyncPolicyClient(address, timeouts=BRIEF) as client:
-            client._handshake.logged_actions_welcome = True
+            client._handshake.welcome_with_logp.add(False)
             oldest, other = client.episode(), client.episode()
             await oldest.log_action(seen(0), 1)
             crowded = asyncio.create_task(other.log_action(seen(0), 1))
@@ -449,7 +449,7 @@ def test_a_close_that_is_cancelled_lets_go_all_the_same():
     async def main(address):
         client = AsyncPolicyClient(address, timeouts=QUICK)
         await client.connect()
-        client._handshake.logged_actions_welcome = True
+        client._handshake.welcome_with_logp.add(False)
         await client.episode().log_action(seen(0), 1)
         closing = asyncio.create_task(client.close())
         await asyncio.sleep(0)

@@ -1,5 +1,7 @@
 """What a client notices of a server that limits its pace: it waits, and loses nothing."""
 
+import threading
+
 import pytest
 
 from client_sdk.config import Timeouts
@@ -8,17 +10,23 @@ from tests.client.support import KINDS, LOCAL_KINDS, all_seen, connect_once, con
 from tests.server.talk import eventually
 
 RATE = 40.0
+PATIENT = Timeouts(connect_s=5.0, action_s=10.0, reconnect_s=10.0, close_s=10.0)
 MOST = "max_steps_per_second_per_session=40"
+
+
+def play(client, steps):
+    """One episode."""
+    with client.episode() as episode:
+        for step in range(steps):
+            episode.act(seen(step), float(step > 0))
+        episode.end(seen(steps), 1.0, terminated=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_beyond_the_pace_are_late_and_complete(kind, caplog):
     with serving_for(kind, max_steps_per_second_per_session=RATE) as server:
         with connected(kind, server.address) as client:
-            episode = client.episode()
-            for step in range(80):
-                episode.act(seen(step), float(step > 0))
-            episode.end(seen(80), 1.0, terminated=True)
+            play(client, 80)
             assert client.stats.asked_again > 0
         (chunk,) = server.collect(80)
         assert chunk.steps == 80
@@ -48,19 +56,37 @@ def test_a_batch_beyond_the_pace_waits_as_a_whole(kind):
 def test_uploads_beyond_the_pace_are_late_and_complete(kind, caplog):
     settings = {"max_steps_per_second_per_session": RATE, "steps_per_upload": 20}
     with serving_for(kind, **settings) as server:
-        timeouts = Timeouts(connect_s=5.0, action_s=10.0, reconnect_s=10.0, close_s=10.0)
-        with connected(kind, server.address, timeouts=timeouts) as client:
-            for played in (1, 2):
-                with client.episode() as episode:
-                    for step in range(60):
-                        episode.act(seen(step), float(step > 0))
-                    episode.end(seen(60), 1.0, terminated=True)
-                if played == 1:
-                    eventually(lambda: client.stats.steps_uploaded == 60)
+        with connected(kind, server.address, timeouts=PATIENT) as client:
+            play(client, 60)
+            eventually(lambda: client.stats.steps_uploaded == 60)
+            play(client, 60)
         # Closing has waited for the second.
         assert server.ledger()["received"] == 120
         assert server.server.stats()["requests_over_rate"] > 0
     assert caplog.text.count(MOST) == 1
+
+
+@pytest.mark.parametrize("kind", LOCAL_KINDS)
+def test_closing_in_hold_mode_waits_for_what_is_late(kind):
+    settings = {"max_steps_per_second_per_session": RATE, "steps_per_upload": 20, "hold": True}
+    with serving_for(kind, **settings) as server:
+        over = threading.Event()
+
+        def ask_for_experience():  # so that no answer is held back
+            while not over.is_set():
+                server.collect(1000, timeout_s=0.2)
+
+        learner = threading.Thread(target=ask_for_experience)
+        learner.start()
+        try:
+            with connected(kind, server.address, timeouts=PATIENT) as client:
+                play(client, 60)
+                eventually(lambda: client.stats.steps_uploaded == 60)
+                play(client, 60)
+        finally:
+            over.set()
+            learner.join(5)
+        assert server.ledger()["received"] == 120
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *LOCAL_KINDS])

@@ -317,6 +317,25 @@ def test_a_held_action_is_asked_again_until_the_server_asks_for_experience(kind)
         until_asked.join(PATIENCE_S)
 
 
+def test_a_batch_with_an_ended_row_may_be_held_for_longer_than_a_lease(kind):
+    with (
+        serving(hold=True, hold_timeout_s=0.2, lease_s=0.5) as server,
+        connected(kind, server.address) as client,
+        client.episodes(2) as batch,
+    ):
+        first = threading.Thread(target=server.collect, args=(1000, 0.5))
+        first.start()
+        batch.act(all_seen(0, 0))
+        first.join(5)
+        learning = threading.Timer(2.0, server.collect, args=(1000, 0.5))
+        learning.start()
+        # The server is told of the end again and again.
+        batch.act(all_seen(1, 1), [1.0, 1.0], [True, False])
+        learning.join(5)
+        assert client.stats.asked_again >= 5
+        assert server.ledger()["received"] == 2
+
+
 def test_the_end_of_an_episode_is_not_held(kind):
     with (
         serving(hold=True, hold_timeout_s=PATIENCE_S, need_logp=False) as server,

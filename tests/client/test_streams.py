@@ -335,6 +335,22 @@ def test_cancellation_may_strike_anywhere(scripted, questions):
     assert steps == sorted(steps)
 
 
+def test_a_task_cancelled_while_its_request_is_written_costs_no_connection(scripted, caplog):
+    async def main(client):
+        with nothing_lost(client, scripted, caplog):
+            episodes = [client.episode() for _ in range(3)]
+            for step in range(60):
+                acts = [asyncio.create_task(episode.act(seen(step))) for episode in episodes]
+                for _ in range(1 + step % 4):
+                    await asyncio.sleep(0)
+                acts[0].cancel()
+                await asyncio.gather(*acts, return_exceptions=True)
+                assert await episodes[0].act(seen(step)) == 0
+                assert [await act for act in acts[1:]] == [0, 0]
+
+    run(main, scripted.address)
+
+
 @pytest.mark.parametrize("held", ["unanswered", "unread"])
 def test_another_episode_does_not_wait_for_an_answer_that_is_held_back(scripted, caplog, held):
     released = threading.Event()

@@ -302,9 +302,12 @@ def test_log_action_without_a_needed_logp_is_refused_at_the_first_call(kind):
         with pytest.raises(LogpRequiredError, match="logp="):
             client.log_action(episode_id, seen(0), 1)
         client.log_action(episode_id, seen(0), 1, logp=-0.5)
-        client.end_episode(episode_id, seen(1))
-        (chunk,) = collected(server, 1)
-        assert chunk.logged == [0]
+        with pytest.raises(LogpRequiredError, match="logp="):
+            client.log_action(episode_id, seen(1), 1)
+        client.log_action(episode_id, seen(1), 1, logp=-0.5)
+        client.end_episode(episode_id, seen(2))
+        (chunk,) = collected(server, 2)
+        assert chunk.logged == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,14 @@ def test_evaluation_has_keys_of_its_own(logged):
     assert "goals" not in result
 
 
+def test_no_evaluation_episode_is_counted_as_none(logged):
+    assert "evaluation" not in logged([_end(1.0)])
+    logged([], [_end(9.0), _end(9.0, reported=False)])
+    result = logged([_end(1.0)])
+    assert result["evaluation"]["num_episodes"] == 0
+    assert result["evaluation"]["num_episodes_lifetime"] == 1
+
+
 def test_an_episode_whose_beginning_is_unknown_reports_no_return(logged):
     assert "episode_return_mean" not in logged([_end(7.0, reported=False)])
 

@@ -7,14 +7,17 @@ import types
 
 import grpc
 import gymnasium as gym
+import numpy as np
 import pytest
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
 from policy_server import lockstep
+from policy_server.act_stream import ActStream
 from policy_server.lockstep import Lockstep
 from tests.server.talk import (
     ABANDONED,
+    RUNNING,
     TERMINATED,
     Talker,
     actions_of,
@@ -28,6 +31,7 @@ from tests.server.talk import (
 )
 from tests.servers import EchoPolicy, serving
 
+UNREAD = [("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0)]
 MANY_ACTIONS = gym.spaces.Discrete(1_000_000)
 
 
@@ -145,6 +149,39 @@ def test_an_answer_that_is_due_later_is_not_kept_back_by_another_episode():
         evaluation = [pb.EpisodeStart(episode=2, evaluation=True)]
         other = stream.send(rows([2], [0], seen(1)), starts=evaluation)
         assert {stream.receive().request for _ in range(3)} == {held, gone, other}
+
+
+def test_answers_are_written_one_after_the_other(monkeypatch):
+    original = ActStream._is_all
+
+    def is_all(self, ask):
+        # As if the task that writes had been woken just before, and had not run yet.
+        writing, self._writing = self._writing, False
+        try:
+            return original(self, ask)
+        finally:
+            self._writing = writing
+
+    monkeypatch.setattr(ActStream, "_is_all", is_all)
+    # More than is sent to somebody who does not read.
+    large = gym.spaces.Box(-1, 1, (600_000,), np.float32)
+    evaluation = [pb.EpisodeStart(episode=1, evaluation=True)]
+    with (
+        serving(action_space=large, hold=True) as server,
+        Talker(server.address, options=UNREAD) as talker,
+        Talker(server.address, options=UNREAD) as other,
+    ):
+        other.act(rows([1], [0], seen(0)), starts=evaluation)  # so that the answers come later
+        stream = talker.stream()
+        stream.ask(rows([1], [0], seen(1)), starts=evaluation)
+        held = stream.send(rows([2], [0], seen(2)))
+        eventually(lambda: waiting(server) == 1)
+        server.publish(2)
+        eventually(lambda: server.server.stats()["actions"] == 3)
+        statuses = [TERMINATED, RUNNING]
+        last = stream.send(rows([2, 1], [1, 1], seen(2, 1), rewards=[1.0] * 2, statuses=statuses))
+        eventually(lambda: server.server.stats()["actions"] == 4)
+        assert [stream.receive().request for _ in range(2)] == [held, last]
 
 
 def in_lockstep(talker, together):

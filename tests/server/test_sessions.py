@@ -158,17 +158,29 @@ def test_heartbeat_keeps_a_session_and_its_episodes():
         assert talker.step(1, 1) == 0
 
 
-def test_end_can_be_repeated_for_a_lease_and_is_forgotten_after():
-    with serving(lease_s=50.0) as server, Talker(server.address) as talker:
+def test_end_can_be_repeated_for_a_lease_after_each_answer_and_is_forgotten_after():
+    with (
+        serving(lease_s=50.0, hold_timeout_s=8.0, wait_timeout_s=9.0) as server,
+        Talker(server.address) as talker,
+    ):
         now = [1000.0]
         parts = server.server._parts
         parts.sessions.clock = parts.store.clock = lambda: now[0]
+
+        def wait(seconds):
+            until = now[0] + seconds
+            while now[0] < until:
+                now[0] = min(now[0] + 40.0, until)
+                talker.act()
+                server.server._call_soon(parts.sweep)
+            talker.act()
+
         talker.play(1, 2)
-        now[0] += 49
-        talker.act()
-        assert talker.step(1, 2, 2.0, 1.0, TERMINATED) is None
-        now[0] += 2
-        talker.act()
+        # An answer takes 9 seconds at most, and the client has a lease to ask again.
+        for _ in range(3):
+            wait(58.9)
+            assert talker.step(1, 2, 2.0, 1.0, TERMINATED) is None
+        wait(59.1)
         book = parts.sessions.find(talker.session_id).book
         eventually(lambda: not book._ended)
         check_fault(refuse_row(talker, 1, 2, 2.0, 1.0, TERMINATED), Reason.UNKNOWN_EPISODE, STEPS)
