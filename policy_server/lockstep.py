@@ -52,17 +52,19 @@ class Lockstep:
         batch = cygrpc.execute_batch(self._call, operations, self._loop)
 
         def go_on(_: object = None) -> None:
+            message: bytes | None = None
             try:
                 waits_for: asyncio.Future[object] = batch.send(None)
             except StopIteration:
-                message: bytes | None = request.message()
-                if message is not None:
-                    self._traffic.received(message)
-                then(message)
+                message = request.message()
             except cygrpc.ExecuteBatchError:  # the client is gone
-                then(None)
+                pass
             else:
                 waits_for.add_done_callback(go_on)
+                return
+            if message is not None:
+                self._traffic.received(message)
+            then(message)
 
         go_on()
 
