@@ -240,7 +240,8 @@ class PolicyClient(ClientBase):
         """End the session; running episodes are truncated at their last step. Idempotent.
 
         Waits at most ``timeouts.close_s`` for what is on its way. May be called by another thread,
-        or by a signal handler, while a call is under way: that call raises ClosedClientError.
+        or by a signal handler, while a call is under way: that call raises ClosedClientError. Where
+        another thread closes it so, the session ends with its lease.
         """
         if self._guard.closed:
             return
