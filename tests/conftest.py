@@ -10,8 +10,12 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """What a script starts in the background ignores Ctrl-C, and so does whatever it starts."""
+    """What a script starts in the background ignores Ctrl-C, and so does whatever it starts.
+
+    What ``nohup`` starts ignores that its terminal is closed, likewise.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Ray, here and in the commands that tests start, starts workers that somebody wants only.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
