@@ -54,7 +54,7 @@ class Exchange(Handshake):
         self.pending: dict[int, Pending] = {}
         """Sent and not answered, by number, in the order of sending."""
         self.lost = ""
-        """Why another connection is needed, in the server's words; empty: it is not."""
+        """Why another connection is needed; empty: it is not."""
         self.welcome_with_logp: set[bool] = set()
         """The session has accepted logged actions with, or without one: the algorithm decides."""
         self._limit_bytes = 0

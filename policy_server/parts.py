@@ -39,6 +39,7 @@ _STEP_PAUSE_S = 0.05
 _OPEN_PAUSE_S = 1.0
 """Those who are refused here may be many: they ask seldom."""
 _LONGEST_PAUSE_S = 5.0
+"""However far ahead of its pace a client is, it is told to ask again by then."""
 
 
 class Parts:

@@ -44,7 +44,7 @@ class Session:
         calls: Open streams and requests that wait; while there is one, the lease does not run.
         local: The client acts alone and uploads what it experiences.
         uploads: What it has uploaded.
-        steps: How fast it brings them.
+        steps: What it has used of the rate of steps.
     """
 
     __slots__ = ("book", "calls", "last_seen_s", "local", "session_id", "steps", "title", "uploads")
