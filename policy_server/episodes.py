@@ -132,7 +132,7 @@ class EpisodeBook:
                 if name in episode.metrics or len(episode.metrics) < MAX_METRICS:
                     episode.metrics[name] = value
 
-    def ended_like(self, number: int, agent: str, step: int, status: int) -> bool:
+    def end_again(self, number: int, agent: str, step: int, status: int) -> bool:
         """Whether this very end was recorded before; it is remembered anew."""
         key = (number, agent)
         ended = self._ended.get(key)

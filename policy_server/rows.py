@@ -230,7 +230,7 @@ class RowRecorder:
         if agent != _ONLY_AGENT:
             raise unknown_agent(agent, f"{rows.fields.agents}[{index}]")
         if track is None:
-            if book.ended_like(number, agent, step, status):
+            if book.end_again(number, agent, step, status):
                 return None
             if step == 0 and reward != 0.0:
                 raise Fault(
