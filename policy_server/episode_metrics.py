@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
 from ray.rllib.utils import metrics as rllib_metrics
 
+from policy_server import lasting_stats
 from policy_server.experience import EpisodeEnd
 
 _logger = logging.getLogger(__name__)
@@ -23,9 +24,24 @@ EVALUATION = "evaluation"
 _MAX_NAMES = 256
 """Different names of numbers that applications may report; the rest is dropped."""
 
+_AGENT_RETURNS = "agent_episode_return_mean"
+_MODULE_RETURNS = "module_episode_return_mean"
+_REPORTED = (
+    ((rllib_metrics.EPISODE_RETURN_MEAN,), lasting_stats.MEAN, "episode_return"),
+    ((rllib_metrics.EPISODE_RETURN_MIN,), lasting_stats.MIN, "episode_return"),
+    ((rllib_metrics.EPISODE_RETURN_MAX,), lasting_stats.MAX, "episode_return"),
+    ((rllib_metrics.EPISODE_LEN_MEAN,), lasting_stats.MEAN, "length"),
+    ((rllib_metrics.EPISODE_LEN_MIN,), lasting_stats.MIN, "length"),
+    ((rllib_metrics.EPISODE_LEN_MAX,), lasting_stats.MAX, "length"),
+    ((rllib_metrics.EPISODE_DURATION_SEC_MEAN,), lasting_stats.MEAN, "duration_s"),
+    ((_AGENT_RETURNS, DEFAULT_AGENT_ID), lasting_stats.MEAN, "episode_return"),
+    ((_MODULE_RETURNS, DEFAULT_MODULE_ID), lasting_stats.MEAN, "episode_return"),
+)
+"""What RLlib's own env runner reports of an episode: key, how it is reduced, field of the end."""
+
 _RESERVED = frozenset(value for value in vars(rllib_metrics).values() if isinstance(value, str)) | {
-    "agent_episode_return_mean",
-    "module_episode_return_mean",
+    _AGENT_RETURNS,
+    _MODULE_RETURNS,
     "policy_server",
     "",
 }
@@ -35,8 +51,8 @@ class EpisodeMetrics:
     """Logs the ends of episodes for one env runner."""
 
     def __init__(self, runner: Any) -> None:
-        self._runner = runner
         self._metrics = runner.metrics
+        lasting_stats.admit_lasting(self._metrics)
         config = runner.config
         # Divided because the driver joins the windows of all runners.
         self._window = max(
@@ -51,14 +67,10 @@ class EpisodeMetrics:
         """Report what has ended."""
         for end in ends:
             if end.reported:
-                SingleAgentEnvRunner._log_episode_metrics(
-                    self._runner, end.length, end.episode_return, end.duration_s
-                )
-                self._log_numbers((), end)
+                self._log((), end)
         evaluated = [end for end in evaluation_ends if end.reported]
         for end in evaluated:
-            self._log_evaluation(end)
-            self._log_numbers((EVALUATION,), end)
+            self._log((EVALUATION,), end)
         self._ever_evaluated |= bool(evaluated)
         if self._ever_evaluated:  # where none has ended, 0 is a number and NaN is not
             for name, reduce in (
@@ -67,26 +79,18 @@ class EpisodeMetrics:
             ):
                 self._metrics.log_value((EVALUATION, name), len(evaluated), reduce=reduce)
 
-    def _log_evaluation(self, end: EpisodeEnd) -> None:
-        for name, value in (
-            (rllib_metrics.EPISODE_RETURN_MEAN, end.episode_return),
-            (rllib_metrics.EPISODE_LEN_MEAN, end.length),
-            (rllib_metrics.EPISODE_DURATION_SEC_MEAN, end.duration_s),
-        ):
-            self._metrics.log_value((EVALUATION, name), value, window=self._window)
-        for name, value, reduce in (
-            (rllib_metrics.EPISODE_RETURN_MIN, end.episode_return, "min"),
-            (rllib_metrics.EPISODE_RETURN_MAX, end.episode_return, "max"),
-        ):
-            self._metrics.log_value((EVALUATION, name), value, reduce=reduce, window=self._window)
-
-    def _log_numbers(self, prefix: tuple[str, ...], end: EpisodeEnd) -> None:
+    def _log(self, prefix: tuple[str, ...], end: EpisodeEnd) -> None:
+        for key, reduce, field in _REPORTED:
+            self._log_value((*prefix, *key), getattr(end, field), reduce)
         for name, value in end.metrics.items():
             if math.isfinite(value) and self._admit(name):
                 try:
-                    self._metrics.log_value((*prefix, name), float(value), window=self._window)
+                    self._log_value((*prefix, name), float(value), lasting_stats.MEAN)
                 except Exception as error:  # a callback logs something else under that name
                     self._refuse(name, f"it is in use for something else ({error})")
+
+    def _log_value(self, key: tuple[str, ...], value: float, reduce: str) -> None:
+        self._metrics.log_value(key, value, reduce=reduce, window=self._window)
 
     def _admit(self, name: str) -> bool:
         if name in self._names:

@@ -39,9 +39,9 @@ class Progress:
     mean_return: float
     """Of the latest finished training episodes, see ReturnWindow; NaN before the first."""
     min_return: float
-    """The lowest of this iteration's."""
+    """The lowest of the latest iteration in which any finished."""
     max_return: float
-    """The highest of this iteration's."""
+    """The highest of the latest iteration in which any finished."""
     policy_version: int
     """Newest version that actions come from."""
 

@@ -239,11 +239,14 @@ class _Run:
             display.say(f"{message}; training goes on, the checkpoint before it is intact")
 
     def _restore(self, algo: Algorithm, latest: Path) -> None:
+        from policy_server.lasting_stats import forget_restored
+
         try:
             algo.restore_from_path(latest.absolute())
             history = json.loads((latest / _HISTORY).read_text(encoding="utf-8"))
         except Exception as error:
             raise TrainingError(f"cannot resume from {latest}: {one_line(error)}") from error
+        forget_restored(algo.metrics)
         self._history = [Progress(**values) for values in history]
         self._checkpoint = latest
         # The restored state may be dropped on its way to a busy runner: weights go once more.

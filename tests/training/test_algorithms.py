@@ -72,6 +72,10 @@ def _leaves(result, path=()):
             yield (*path, key), value
 
 
+def _not_finite(result):
+    return ["/".join(map(str, path)) for path, value in _leaves(result) if not np.isfinite(value)]
+
+
 @pytest.mark.parametrize("num_env_runners", [0, 2])
 def test_results_are_finite_and_total_after_the_first_episode(ray_session, num_env_runners):
     # So short a wait that an iteration takes many sample() calls.
@@ -82,13 +86,8 @@ def test_results_are_finite_and_total_after_the_first_episode(ray_session, num_e
             stack.enter_context(_simulating(algo, address))
         for _ in range(3):
             result = algo.train()
-    not_finite = [
-        "/".join(map(str, path))
-        for path, value in _leaves({"env_runners": result["env_runners"]})
-        if not np.isfinite(value)
-    ]
-    assert not_finite == []
     runners = result["env_runners"]
+    assert _not_finite(runners) == []
     assert runners["num_env_steps_sampled_lifetime"] >= 300
     assert runners["weights_seq_no"] == 2
     server = runners["policy_server"]
@@ -96,6 +95,24 @@ def test_results_are_finite_and_total_after_the_first_episode(ray_session, num_e
     ledger = dict(server["ledger"])
     assert ledger["delivered"] == runners["num_env_steps_sampled_lifetime"]
     assert ledger.pop("received") == sum(ledger.values())
+
+
+@pytest.mark.parametrize(("small", "num_env_runners"), [(_small_ppo, 1), (_small_dqn, 0)])
+def test_results_stay_finite_where_no_episode_ends(ray_session, small, num_env_runners):
+    with building(small(num_env_runners=num_env_runners)) as algo:
+        with _simulating(algo):
+            results = [algo.train()["env_runners"]]
+        with _simulating(algo, length=100_000):
+            while results[-1]["num_episodes"] > 0:  # what the first simulator has left behind
+                results.append(algo.train()["env_runners"])
+            results.append(algo.train()["env_runners"])
+    *_, latest, without, again = results
+    assert latest["num_episodes"] > 0
+    assert again["num_episodes"] == 0
+    for runners in (without, again):
+        assert _not_finite(runners) == []
+        assert runners["episode_return_mean"] == latest["episode_return_mean"]
+        assert runners["episode_len_max"] == latest["episode_len_max"]
 
 
 def test_a_batch_exceeds_its_size_by_less_than_one_fragment(ray_session):
