@@ -1,17 +1,17 @@
 """``Lockstep``: an answer and the request that follows it, as one operation of gRPC's.
 
-gRPC for asyncio reads a stream and writes it in operations of their own, and for the end of each a
-thread of gRPC's wakes the loop. Where a client says nothing more before it has its answer, both can
-be one, which saves half of what gRPC costs here. gRPC's core takes them together, but its public
-classes offer no way to say so; so this goes one level deeper, as ``client_sdk.dialogue`` does. Loop
-thread only.
+gRPC for asyncio reads a stream and writes it in operations of their own, and tells the end of each to
+a future, whose task wakes in a later iteration of the loop. Where a client says nothing more before it
+has its answer, both can be one operation, whose end calls back at once: half of what gRPC costs here.
+gRPC's core takes them together, but its public classes offer no way to say so; so this goes one level
+deeper, as ``client_sdk.dialogue`` does. Loop thread only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
@@ -44,29 +44,76 @@ class Lockstep:
         Args:
             data: The answer.
             then: Called with the request; with None where there is none, as the context will tell.
+                Must not raise.
         """
-        request = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
-        operations = (cygrpc.SendMessageOperation(data, _NO_FLAGS), request)
         self._traffic.sent(data)
-        # A coroutine of gRPC's, driven by hand: a task would cost more than it does.
-        batch = cygrpc.execute_batch(self._call, operations, self._loop)
 
-        def go_on(_: object = None) -> None:
-            message: bytes | None = None
-            try:
-                waits_for: asyncio.Future[object] = batch.send(None)
-            except StopIteration:
-                message = request.message()
-            except cygrpc.ExecuteBatchError:  # the client is gone
-                pass
-            else:
-                waits_for.add_done_callback(go_on)
-                return
-            if message is not None:
-                self._traffic.received(message)
-            then(message)
+        def ended(request: bytes | None) -> None:
+            if request is not None:
+                self._traffic.received(request)
+            then(request)
 
-        go_on()
+        _Turn(self._loop, ended).begin(self._call, data)
+
+
+class _Turn:
+    """One operation that writes and reads. gRPC takes it for its loop, and for its future.
+
+    gRPC's is a coroutine; a task that drives it, and a future that wakes the task, would cost more
+    than the operation itself.
+    """
+
+    __slots__ = ("_batch", "_ended", "_loop", "_request")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, ended: Callable[[bytes | None], object]
+    ) -> None:
+        self._loop = loop
+        self._ended = ended
+
+    def begin(self, call: Any, data: bytes) -> None:
+        self._request = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
+        operations = (cygrpc.SendMessageOperation(data, _NO_FLAGS), self._request)
+        self._batch = cygrpc.execute_batch(call, operations, self)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        request: bytes | None = None
+        try:
+            self._batch.send(None)
+            return  # it waits for what it takes for a future
+        except StopIteration:
+            request = self._request.message()
+        except cygrpc.ExecuteBatchError:  # the client is gone
+            pass
+        self._ended(request)
+
+    # What gRPC asks of a loop.
+
+    def create_future(self) -> _Turn:
+        return self
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *arguments: object) -> None:
+        # All loops of a process are told by the one that was the first to speak gRPC.
+        if asyncio.get_running_loop() is self._loop:
+            callback(*arguments)
+        else:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    # What it asks of a future.
+
+    def __await__(self) -> Iterator[None]:
+        yield
+
+    def cancelled(self) -> bool:
+        return False
+
+    def set_result(self, _: object) -> None:
+        self._go_on()
+
+    def set_exception(self, _: BaseException) -> None:
+        self._batch.close()
+        self._ended(None)
 
 
 def _call_of(context: Context) -> Any:
