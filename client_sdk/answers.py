@@ -5,9 +5,8 @@ No I/O. Owned by one ``Exchange``.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
@@ -44,8 +43,8 @@ class _Known(NamedTuple):
 
     layout: FixedLayout
     """Of what follows the number."""
-    places: list[tuple[str, tuple[int, ...], np.dtype[Any], int]]
-    """Of each leaf: path, shape ``[n, ...]``, dtype, and where its bytes begin."""
+    columns_in: Callable[[bytes], Columns]
+    """Finds the actions there."""
     policy_version: int
 
 
@@ -81,14 +80,9 @@ class AnswerReader:
         known = self._known.get(n)
         if known is None:
             return None
-        layout, places, policy_version = known
+        layout, columns_in, policy_version = known
         rest = data[start:]
-        if not layout.fits(rest):
-            return None
-        columns: Columns = {}
-        for path, shape, dtype, offset in places:
-            columns[path] = np.ndarray(shape, dtype, rest, offset)
-        return columns, policy_version
+        return (columns_in(rest), policy_version) if layout.fits(rest) else None
 
     def learn(self, data: bytes, n: int, policy_version: int) -> None:
         """Know answers like this one from now on; it was parsed, and had n actions, no faults."""
@@ -104,14 +98,9 @@ class AnswerReader:
             # Its server writes them in another way: no need to find that out again each time.
             self._can_learn = False
             return
-        leaves = map(codec.leaf, codec.paths)
-        places = [
-            (leaf.path, (n, *leaf.shape), leaf.dtype, offset)
-            for leaf, offset in zip(leaves, layout.offsets, strict=True)
-        ]
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        self._known[n] = _Known(layout, places, policy_version)
+        self._known[n] = _Known(layout, codec.columns_in(layout.offsets, n), policy_version)
 
 
 def _message(codec: SpaceCodec, columns: Columns, policy_version: int) -> pb.StreamActResponse:

@@ -6,6 +6,7 @@ Loop thread only; one for each stream.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from client_sdk.wire import policyserver_pb2 as pb
@@ -71,8 +72,7 @@ class PlainRowReader:
             return None
         request, episode, step = numbers
         (reward,) = _DOUBLE.unpack_from(data, places.reward)
-        columns = self._observations.from_bytes(data, places.leaves, 1)
-        return PlainRow(request, episode, step, reward, columns)
+        return PlainRow(request, episode, step, reward, places.columns_in(data))
 
     def learn(self, message: pb.StreamActRequest) -> None:
         """Know requests like this one from now on, which had to be parsed and was in order."""
@@ -102,7 +102,8 @@ class _Places(NamedTuple):
     numbers: list[tuple[int, int]]
     """First and last byte of the request's number, the episode and the step."""
     reward: int
-    leaves: list[int]
+    columns_in: Callable[[bytes], Columns]
+    """Finds the observation."""
 
 
 def _places(session_id: str, sizes: list[int], codec: SpaceCodec) -> _Places:
@@ -133,7 +134,7 @@ def _places(session_id: str, sizes: list[int], codec: SpaceCodec) -> _Places:
     )
     starts, (reward, *leaves) = layout.offsets[:3], layout.offsets[3:]
     numbers = [(start, start + size - 1) for start, size in zip(starts, sizes, strict=True)]
-    return _Places(layout, numbers, reward, leaves)
+    return _Places(layout, numbers, reward, codec.columns_in(leaves, 1))
 
 
 def _varint_size(number: int) -> int:

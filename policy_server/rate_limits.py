@@ -21,6 +21,8 @@ class RateLimit:
     """One setting; a ``Meter`` for each that it applies to.
 
     Attributes:
+        per_second: So much is allowed, on average over a second.
+        clock: In seconds.
         refused: Requests so far, of all meters.
     """
 
@@ -44,44 +46,41 @@ class RateLimit:
         """
         self.refused = 0
         self._setting = setting
-        self._per_second = per_second
+        self.per_second = per_second
         self._pause_s = pause_s
         self._longest_s = longest_s
-        self._clock = clock
+        self.clock = clock
 
     def meter(self) -> Meter:
         """Nothing is used yet."""
         return Meter(self)
 
-    def book(self, due_s: float, amount: int) -> float:
-        """When a meter will be due after that much more.
+    def refuse(self, early_s: float) -> Fault:
+        """LIMIT_EXCEEDED, with when to come again.
 
-        Raises:
-            Fault: LIMIT_EXCEEDED; it is ahead by more than a burst.
+        Args:
+            early_s: So much too early is it now.
         """
-        now = self._clock()
-        early_s = due_s - now - _BURST_S
-        if early_s > 0.0:
-            self.refused += 1
-            # Scattered, so that those who are refused together do not come back together.
-            pause_s = self._pause_s * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
-            raise Fault(
-                Reason.LIMIT_EXCEEDED,
-                f"this is faster than {self._setting}={self._per_second:g} allows; nothing was "
-                "taken. Send the same again a little later, or raise that setting on the server",
-                retry_after_s=min(early_s + pause_s, self._longest_s),
-            )
-        return max(due_s, now) + amount / self._per_second
+        self.refused += 1
+        # Scattered, so that those who are refused together do not come back together.
+        pause_s = self._pause_s * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        return Fault(
+            Reason.LIMIT_EXCEEDED,
+            f"this is faster than {self._setting}={self.per_second:g} allows; nothing was "
+            "taken. Send the same again a little later, or raise that setting on the server",
+            retry_after_s=min(early_s + pause_s, self._longest_s),
+        )
 
 
 class Meter:
     """What one client, or all of them, have used of a limit."""
 
-    __slots__ = ("_due_s", "_limit")
+    __slots__ = ("_clock", "_due_s", "_limit")
 
     def __init__(self, limit: RateLimit) -> None:
         self._limit = limit
-        self._due_s = 0.0
+        self._clock = limit.clock
+        self._due_s = 0.0  # when what was taken would have come at the allowed pace
 
     def take(self, amount: int) -> None:
         """Use that much: what is within a burst is allowed whole, however much it is.
@@ -89,4 +88,7 @@ class Meter:
         Raises:
             Fault: LIMIT_EXCEEDED, with when to come again.
         """
-        self._due_s = self._limit.book(self._due_s, amount)
+        now, due_s = self._clock(), self._due_s
+        if due_s > now + _BURST_S:
+            raise self._limit.refuse(due_s - now - _BURST_S)
+        self._due_s = max(due_s, now) + amount / self._limit.per_second

@@ -7,7 +7,7 @@ application's door. Immutable once built; any thread.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -141,12 +141,21 @@ class SpaceCodec:
         """Plain columns as they lie in messages, in the order of ``paths``: views if possible."""
         return [np.ascontiguousarray(columns[path]).data for path in self.paths]
 
-    def from_bytes(self, data: bytes, offsets: Sequence[int], n: int) -> Columns:
-        """Plain columns of n rows that begin at those offsets: read-only views."""
-        columns: Columns = {}
-        for leaf, offset in zip(self._leaves.values(), offsets, strict=False):
-            columns[leaf.path] = np.ndarray((n, *leaf.shape), leaf.dtype, data, offset)
-        return columns
+    def columns_in(self, offsets: Sequence[int], n: int) -> Callable[[bytes], Columns]:
+        """What finds plain columns of n rows in bytes where they begin at those offsets.
+
+        The columns are read-only views of the bytes.
+        """
+        places = [
+            (leaf.path, (n, *leaf.shape), leaf.dtype, offset)
+            for leaf, offset in zip(self._leaves.values(), offsets, strict=True)
+        ]
+        if len(places) == 1:  # as nearly always
+            ((path, shape, dtype, offset),) = places
+            return lambda data: {path: np.ndarray(shape, dtype, data, offset)}
+        return lambda data: {
+            path: np.ndarray(shape, dtype, data, offset) for path, shape, dtype, offset in places
+        }
 
     def specimens(self, n: int) -> Iterator[Columns]:
         """Plain columns of n rows, all of whose bits are 0; then for each leaf, its own are 1.
@@ -154,12 +163,12 @@ class SpaceCodec:
         Messages of them differ where the leaf's bytes are: see ``FixedLayout``.
         """
         sizes = self.byte_sizes(n)
-        offsets = [0, *itertools.accumulate(sizes)]
-        zeros = bytes(offsets[-1])
-        yield self.from_bytes(zeros, offsets, n)
-        for offset, size in zip(offsets, sizes, strict=False):
-            data = zeros[:offset] + b"\xff" * size + zeros[offset + size :]
-            yield self.from_bytes(data, offsets, n)
+        *offsets, end = 0, *itertools.accumulate(sizes)
+        columns_in = self.columns_in(offsets, n)
+        zeros = bytes(end)
+        yield columns_in(zeros)
+        for offset, size in zip(offsets, sizes, strict=True):
+            yield columns_in(zeros[:offset] + b"\xff" * size + zeros[offset + size :])
 
     def reader(self, offsets: Sequence[int]) -> Reader:
         """What finds one value in bytes whose plain columns of one row begin at those offsets."""

@@ -57,12 +57,15 @@ class StepMessages:
         self._request = self._request_layout()
         self._answer = self._answer_layout()
         if self._answer is not None:
-            *self._places, rewards, terminated, truncated = self._answer.offsets
+            *places, rewards, terminated, truncated = self._answer.offsets
             gaps = terminated - rewards - 8 * n, truncated - terminated - n
             self._ends_in = struct.Struct(
                 f"<{rewards}x{n}d{gaps[0]}x{n}?{gaps[1]}x{n}?"  # in the order of their numbers
             ).unpack_from
-            self._observation_in = observations.reader(self._places)
+            self._observations_in = observations.columns_in(places, n)
+            self._observation_in = observations.reader(places)
+        if self._request is not None:
+            self._actions_in = actions.columns_in(self._request.offsets, n)
         self._plain_observation: Callable[[Any], Buffer | None] = _no_leaf
         self._plain_action: Callable[[Any], Buffer | None] = _no_leaf
         self._action_in: Reader = _no_leaf
@@ -118,8 +121,7 @@ class StepMessages:
         if self._answer is None or not self._answer.fits(data):
             return None
         n, ends = self._n, self._ends_in(data)
-        observations = self._observations.from_bytes(data, self._places, n)
-        return Stepped(observations, ends[:n], ends[n : 2 * n], ends[2 * n :])
+        return Stepped(self._observations_in(data), ends[:n], ends[n : 2 * n], ends[2 * n :])
 
     def read_one_answer(self, data: bytes) -> OneStep | None:
         """Likewise."""
@@ -146,10 +148,9 @@ class StepMessages:
 
     def read_request(self, data: bytes) -> Columns | None:
         """The actions in a request; None: it must be parsed, and may be no step at all."""
-        layout = self._request
-        if layout is None or not layout.fits(data):
+        if self._request is None or not self._request.fits(data):
             return None
-        return self._actions.from_bytes(data, layout.offsets, self._n)
+        return self._actions_in(data)
 
     def read_one_request(self, data: bytes) -> Any | None:
         """Likewise; None also where it is to be seen whether the space has that action."""
