@@ -196,8 +196,9 @@ class ActStream:
     def _take(self, data: bytes) -> Ask | None:
         # A session's end ends its streams, and while there is one its lease does not run.
         session = self._session
-        if session is not None and (row := self._plain_rows.read(data)) is not None:
-            return self._ask(row.request, self._acting.begin_plain, session, row, self._answer)
+        if session is not None and (plain := self._plain_rows.read(data)) is not None:
+            number, group = plain
+            return self._ask(number, self._acting.begin_plain, session, group, self._answer, number)
         message = parse(pb.StreamActRequest, data)
         return self._ask(message.request, self._begin, message)
 

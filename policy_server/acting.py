@@ -15,8 +15,8 @@ from policy_server.answers import AnswerEncoder
 from policy_server.batcher import Batcher
 from policy_server.episodes import EpisodeStore
 from policy_server.faults import incidents
-from policy_server.plain_rows import PlainRow, PlainRowReader
-from policy_server.requests import Ask
+from policy_server.plain_rows import PlainRowReader
+from policy_server.requests import Ask, Group
 from policy_server.rows import RowRecorder
 from policy_server.sessions import Session
 
@@ -91,13 +91,13 @@ class Acting:
         self._submit(ask)
         return ask
 
-    def begin_plain(self, session: Session, row: PlainRow, done: Done) -> Ask:
-        """As ``begin``, for a request of a stream that says no more than that."""
-        group = self._recorder.plain(row)
+    def begin_plain(self, session: Session, row: Group, done: Done, number: int) -> Ask:
+        """As ``begin``, for what ``plain_rows`` has read."""
+        self._recorder.check(row)
         session.steps.take(1)
-        ask = Ask([group], done, row.request)
+        ask = Ask([row], done, number)
         self._batcher.note()
-        self._recorder.record(group, session.book, ask)
+        self._recorder.record(row, session.book, ask)
         self._submit(ask)
         return ask
 

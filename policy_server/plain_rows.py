@@ -12,6 +12,7 @@ from typing import NamedTuple
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import Columns, SpaceCodec
 from client_sdk.wire.layouts import FixedLayout
+from policy_server.requests import Group, fields_of
 
 _MOST_BYTES = 64 * 1024
 """Of an observation. To parse more is little beside receiving it, and a layout takes several times as
@@ -26,18 +27,6 @@ _PARSED_BETWEEN_LESSONS = 16
 _DOUBLE = struct.Struct("<d")
 
 
-class PlainRow(NamedTuple):
-    """What such a request says."""
-
-    request: int
-    """The client's own number."""
-    episode: int
-    step: int
-    reward: float
-    observations: Columns
-    """Of the one row; their values are not checked."""
-
-
 class PlainRowReader:
     """Reads the requests that look like one that was parsed before.
 
@@ -45,8 +34,8 @@ class PlainRowReader:
     and in the observation alone. Where the size is the same, so are their places; to see that it is
     so, and to take them, costs half of parsing them and of checking what was parsed::
 
-        row = reader.read(data)
-        if row is None:
+        plain = reader.read(data)
+        if plain is None:
             ...  # parse it
             reader.learn(message)
     """
@@ -58,11 +47,12 @@ class PlainRowReader:
         self._known: dict[int, _Places] = {}  # by the size of the request
         self._lesson_in = 0
 
-    def read(self, data: bytes) -> PlainRow | None:
-        """What a request says; None: it must be parsed.
+    def read(self, data: bytes) -> tuple[int, Group] | None:
+        """A request's own number, and its row; None: it must be parsed.
 
         Args:
-            data: From anyone; nothing about it is taken for granted.
+            data: From anyone; nothing about it is taken for granted. The row's values are not
+                checked.
         """
         places = self._known.get(len(data))
         if places is None or not places.layout.fits(data):
@@ -72,7 +62,9 @@ class PlainRowReader:
             return None
         request, episode, step = numbers
         (reward,) = _DOUBLE.unpack_from(data, places.reward)
-        return PlainRow(request, episode, step, reward, places.columns_in(data))
+        group = Group(fields_of(0), [episode], [step], [reward])
+        group.observations = places.columns_in(data)
+        return request, group
 
     def learn(self, message: pb.StreamActRequest) -> None:
         """Know requests like this one from now on, which had to be parsed and was in order."""

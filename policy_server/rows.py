@@ -17,7 +17,6 @@ from client_sdk.wire.leaf_kinds import FLOAT32_MAX
 from policy_server.actions import LoggedActions
 from policy_server.episodes import EpisodeBook
 from policy_server.masks import mask_path, nothing_allowed
-from policy_server.plain_rows import PlainRow
 from policy_server.refusals import logp_required, unknown_agent
 from policy_server.requests import Ask, Fields, Group, fields_of
 from policy_server.terms import Terms
@@ -96,7 +95,8 @@ class RowRecorder:
         if message.HasField("observations"):
             codec = self.observations
             columns = codec.decode(message.observations, n, fields.observations)
-            self._take_observations(group, columns)
+            group.observations = columns
+            self._check_observations(group, columns)
         else:
             self._check_observations_optional(group, n)
         if message.HasField("logged_actions"):
@@ -111,15 +111,12 @@ class RowRecorder:
         _check_rewards(group)
         return group
 
-    def plain(self, row: PlainRow) -> Group:
-        """The group of a request that was not parsed."""
-        group = Group(fields_of(0), [row.episode], [row.step], [row.reward])
-        self._take_observations(group, row.observations)
+    def check(self, group: Group) -> None:
+        """Note the faults of running rows that have an observation and a reward each."""
+        self._check_observations(group, group.observations or {})
         _check_rewards(group)
-        return group
 
-    def _take_observations(self, group: Group, columns: Columns) -> None:
-        group.observations = columns
+    def _check_observations(self, group: Group, columns: Columns) -> None:
         group.faults = self.observations.row_faults(columns, group.fields.observations)
         if self._mask is not None:
             self._check_mask(group, self._mask)

@@ -72,10 +72,13 @@ class OnnxEnginePolicy:
             bound = self._bind(len(greedy))
         if bound is None:
             return InferredBatch(self, observations, *self.onnx.act(observations, greedy))
-        chosen, executed, outputs = bound.act(observations, greedy)
-        actions = _copies(chosen)
-        env_actions = actions if executed is chosen else _copies(executed)
-        return InferredBatch(self, observations, actions, env_actions, _copies(outputs))
+        chosen, executed, found = bound.act(observations, greedy)
+        # Copies, for the next batch overwrites what this one gave.
+        actions = env_actions = {path: column.copy() for path, column in chosen.items()}
+        if executed is not chosen:
+            env_actions = {path: column.copy() for path, column in executed.items()}
+        outputs = {name: column.copy() for name, column in found.items()}
+        return InferredBatch(self, observations, actions, env_actions, outputs)
 
     def _bind(self, size: int) -> BoundPolicy | None:
         """The policy in memory that stays in place, for a size that keeps coming; None: it does not."""
@@ -85,11 +88,6 @@ class OnnxEnginePolicy:
         if self._in_a_row > _BATCHES_BEFORE_BINDING:
             self._bound = self.onnx.bind(size)
         return self._bound
-
-
-def _copies(columns: Columns) -> Columns:
-    """What the next batch does not overwrite."""
-    return {name: column.copy() for name, column in columns.items()}
 
 
 class OnnxFactory:

@@ -13,7 +13,8 @@ from gymnasium import spaces
 
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.batches import SpaceCodec
-from policy_server.plain_rows import PlainRow, PlainRowReader
+from policy_server.plain_rows import PlainRowReader
+from policy_server.requests import Group
 from tests.wire.samples import SPACES
 
 VECTOR = spaces.Box(-1, 1, (4,))
@@ -55,18 +56,16 @@ def reader_of(space: gym.Space[Any], *learnt: pb.StreamActRequest) -> PlainRowRe
     return reader
 
 
-def assert_parsed(row: PlainRow | None, space: gym.Space[Any], data: bytes) -> None:
+def assert_parsed(plain: tuple[int, Group] | None, space: gym.Space[Any], data: bytes) -> None:
     """It says what protobuf reads in those bytes, and that is all that they say."""
-    assert row is not None
+    assert plain is not None
+    number, row = plain
     message = pb.StreamActRequest.FromString(data)
     (group,) = message.act.groups
-    assert (row.request, [row.episode], [row.step]) == (
-        message.request,
-        group.episodes,
-        group.steps,
-    )
-    np.testing.assert_array_equal([row.reward], group.rewards)
+    assert (number, row.episodes, row.steps) == (message.request, group.episodes, group.steps)
+    np.testing.assert_array_equal(row.rewards, group.rewards)
     expected = SpaceCodec(space).decode(group.observations, 1, "observations")
+    assert row.observations is not None
     assert row.observations.keys() == expected.keys()
     for path, column in expected.items():
         assert row.observations[path].dtype == column.dtype
