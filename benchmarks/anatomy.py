@@ -29,33 +29,31 @@ _ROWS = (1, 64)
 _WARM_UP = 50
 
 CLIENT = ("asked", "encoded", "received", "answered")
-SERVER = ("taken", "recorded", "inferred", "written")
+SERVER = ("taken", "checked", "inferred", "written", "done")
 PARTS = {
     "client: check and encode": ("asked", "encoded"),
     "stream: request": ("encoded", "taken"),
-    "server: parse, check, record": ("taken", "recorded"),
-    "server: inference": ("recorded", "inferred"),
+    "server: parse and check": ("taken", "checked"),
+    "server: inference": ("checked", "inferred"),
     "server: encode": ("inferred", "written"),
     "stream: answer": ("written", "received"),
     "client: decode": ("received", "answered"),
 }
+"""In a row. 64 rows are recorded while they are checked; a single one is, while its answer travels."""
+MEANWHILE = {"server: begins to write, and does the rest": ("written", "done")}
 
 
 # -- the server's process --------------------------------------------------------------------------
 
 
 def serve(path: Path) -> None:
-    """``benchmarks.serving``, noting ``[4]`` times of each request: see ``PARTS``."""
+    """``benchmarks.serving``, noting the times of each request: see ``SERVER``."""
     from policy_server.act_stream import ActStream
-    from policy_server.batcher import Batcher
+    from policy_server.lockstep import Lockstep
+    from policy_server.onnx_engine.factory import OnnxEnginePolicy
 
     times: list[list[int]] = []
-    take, infer = ActStream._take, Batcher._infer
-
-    def timed_infer(self: Batcher, *arguments: Any) -> None:
-        times[-1].append(perf_counter_ns())
-        infer(self, *arguments)
-        times[-1].append(perf_counter_ns())
+    take, infer, answer = ActStream._take, OnnxEnginePolicy.infer, Lockstep.answer
 
     def timed_take(self: ActStream, data: bytes) -> Any:
         times.append([perf_counter_ns()])
@@ -63,8 +61,19 @@ def serve(path: Path) -> None:
         times[-1].append(perf_counter_ns())
         return ask
 
+    def timed_infer(self: OnnxEnginePolicy, *arguments: Any) -> Any:
+        times[-1].append(perf_counter_ns())
+        batch = infer(self, *arguments)
+        times[-1].append(perf_counter_ns())
+        return batch
+
+    def timed_answer(self: Lockstep, *arguments: Any) -> None:
+        times[-1].append(perf_counter_ns())
+        answer(self, *arguments)
+
     ActStream._take = timed_take  # type: ignore[method-assign]
-    Batcher._infer = timed_infer  # type: ignore[method-assign]
+    OnnxEnginePolicy.infer = timed_infer  # type: ignore[method-assign]
+    Lockstep.answer = timed_answer  # type: ignore[method-assign]
     serving._serve(64, 2.0, versions=False)
     path.write_text(json.dumps(times))
 
@@ -132,7 +141,7 @@ def _many(client: PolicyClient, rows: int, stack: contextlib.ExitStack) -> Calla
 
 def parts(asked: list[list[int]], served: list[list[int]]) -> dict[str, float]:
     """Median microseconds of each part, and of the whole."""
-    spans: dict[str, list[float]] = {name: [] for name in (*PARTS, "all of it")}
+    spans: dict[str, list[float]] = {name: [] for name in (*PARTS, "all of it", *MEANWHILE)}
     for client_times in asked:
         at = dict(zip(CLIENT, client_times, strict=True))
         within = [
@@ -143,7 +152,7 @@ def parts(asked: list[list[int]], served: list[list[int]]) -> dict[str, float]:
         if len(within) != 1:
             raise RuntimeError(f"expected one request at that time, found {len(within)}")
         at |= zip(SERVER, within[0], strict=True)
-        for name, (start, end) in PARTS.items():
+        for name, (start, end) in (PARTS | MEANWHILE).items():
             spans[name].append(at[end] - at[start])
         spans["all of it"].append(at["answered"] - at["asked"])
     return {name: statistics.median(each) / 1e3 for name, each in spans.items()}

@@ -172,6 +172,8 @@ class ActStream:
         except Exception as error:  # for the reader, as if it had taken the request
             self._end_turns(error)
             return
+        if self._writing:  # it is answered already
+            return
         if ask is None or not self._is_all(ask):
             self._end_turns()
         elif ask.finished:
@@ -247,7 +249,8 @@ class ActStream:
             self._refuse(ask.number, fault)
             return
         self._outbox.append(data)
-        if not self._taking:
+        # Where it is all there is, at once: it may come before its row is recorded.
+        if not self._taking or (self._turns is not None and self._is_all(ask)):
             self._wake_writer()
 
     def _refuse(self, number: int, fault: Fault) -> None:

@@ -13,7 +13,7 @@ from client_sdk.wire.faults import Fault, Reason
 from policy_server.announcements import check_metrics, starts_of
 from policy_server.answers import AnswerEncoder
 from policy_server.batcher import Batcher
-from policy_server.episodes import EpisodeStore
+from policy_server.episodes import EpisodeBook, EpisodeStore
 from policy_server.faults import incidents
 from policy_server.plain_rows import PlainRowReader
 from policy_server.requests import Ask, Group
@@ -97,9 +97,32 @@ class Acting:
         session.steps.take(1)
         ask = Ask([row], done, number)
         self._batcher.note()
-        self._recorder.record(row, session.book, ask)
-        self._submit(ask)
+        if not self._answer_first(session.book, row, ask):
+            self._recorder.record(row, session.book, ask)
+            self._submit(ask)
         return ask
+
+    def _answer_first(self, book: EpisodeBook, row: Group, ask: Ask) -> bool:
+        """Answer the next step of an episode that runs alone; record it while the answer travels.
+
+        Returns:
+            False: it is another kind of row, or must wait. Nothing has happened.
+        """
+        (number,), (step,), (reward,) = row.episodes, row.steps, row.rewards
+        track = book.next_step(number, step)
+        if track is None or row.faults:
+            return False
+        track.reward = reward  # the engine may want to know
+        if not self._batcher.answer_first(ask, row, track):
+            return False
+        self.requests += 1
+        track.observe(step, reward)
+        book.count_steps(trained=int(track.training), evaluated=int(not track.training))
+        track.awaiting = (row.asked, 0)
+        track.queued = True
+        self._store.settle()
+        self._batcher.recorded(row)
+        return True
 
     def _submit(self, ask: Ask) -> None:
         self.requests += 1

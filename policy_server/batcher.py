@@ -2,7 +2,8 @@
 
 Loop thread only. There is no timer: the first row of a loop iteration schedules a run for the end
 of that iteration, and everything that arrived meanwhile goes along. Once all running episodes
-wait there is nothing to wait for, and the run is at once.
+wait there is nothing to wait for, and the run is at once; before anything is recorded, if there is but
+one (``answer_first``).
 
 Rows of training episodes pass a gate: in hold mode it is open while ``sample()`` wants experience,
 and closed in either mode while the buffer is full. Asks that wait there are released by the next
@@ -24,15 +25,19 @@ from client_sdk.wire.faults import Fault, Reason
 from policy_server.actions import LOGP
 from policy_server.buffer import ExperienceBuffer
 from policy_server.episodes import EpisodeStore
-from policy_server.experience import Policy
+from policy_server.experience import InferredBatch, Policy
 from policy_server.faults import incidents
 from policy_server.requests import Ask, Group, none_greedy
 
 if TYPE_CHECKING:
     from policy_server.policy_store import PolicyStore
+    from policy_server.tracks import AgentTrack
 
 _RETRY_AFTER_S = 0.1
 """Told to clients that had to wait too long; they have waited already."""
+
+_ONE_GREEDY = np.ones(1, np.bool_)
+_ONE_GREEDY.setflags(write=False)
 
 
 class Batcher:
@@ -95,6 +100,48 @@ class Batcher:
             self._run()
         else:
             self._schedule()
+
+    def answer_first(self, ask: Ask, row: Group, track: AgentTrack) -> bool:
+        """Answer an ask's only row before it is recorded, if nobody else is there to wait for.
+
+        Args:
+            ask: Of that row alone.
+            row: In order, and not recorded yet.
+            track: Whose next step it is.
+
+        Returns:
+            Whether it was answered: record it then, and call ``recorded``. Else nothing has happened.
+        """
+        policy, observations = self._policies.current, row.observations
+        if policy is None or observations is None or self._ready or self._gated:
+            return False
+        if self._store.open_episodes > 1 or (track.training and self._closes_after(1)):
+            return False
+        greedy = track.episode.options.greedy
+        try:
+            batch = policy.infer(observations, _ONE_GREEDY if greedy else none_greedy(1), (track,))
+        except Exception:  # it is tried again, and told, on the usual way
+            return False
+        if not _is_finite(batch):  # likewise
+            return False
+        row.asked, row.tracks = observations, [track]
+        row.batch, row.whole = batch, True
+        self.batches += 1
+        self.actions += 1
+        ask.add(row)
+        ask.arrived(1)
+        return True
+
+    def _closes_after(self, steps: int) -> bool:
+        """Whether the gate will be closed once that many more steps are recorded."""
+        if self._hold:
+            return not self._buffer.wanted_after(steps)
+        return self._buffer.full_after(steps)
+
+    def recorded(self, row: Group) -> None:
+        """A row that was answered first is recorded now."""
+        self._unnoted.append(row)
+        self.note()
 
     def open_gate(self) -> None:
         """Something changed: let waiting asks through if they may."""
@@ -244,9 +291,8 @@ class Batcher:
                 greedy,
                 tracks,
             )
-        logp = batch.outputs.get(LOGP)
-        if logp is not None and not math.isfinite(sum(logp.tolist())):
-            self._abandon_not_finite(parts, logp)
+        if not _is_finite(batch):
+            self._abandon_not_finite(parts, batch.outputs[LOGP])
         row = 0
         for part in parts:
             part.batch, part.start = batch, row
@@ -308,3 +354,8 @@ class Batcher:
                     waiter(fault)
                 self._store.abandon(track)
             start += size
+
+
+def _is_finite(batch: InferredBatch) -> bool:
+    logp = batch.outputs.get(LOGP)
+    return logp is None or math.isfinite(sum(logp.tolist()))

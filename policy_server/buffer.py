@@ -250,13 +250,24 @@ class ExperienceBuffer:
         demand = self._demand
         return demand is not None and not demand.met
 
+    def wanted_after(self, steps: int) -> bool:
+        """Whether it will be, once that many more steps are running."""
+        demand = self._demand
+        if demand is None or demand.met or demand.flush:
+            return False
+        return self.complete_episodes or self._buffered + self.running_steps + steps < demand.steps
+
     @property
     def full(self) -> bool:
         """Whether further steps have to wait."""
+        return self.full_after(0)
+
+    def full_after(self, steps: int) -> bool:
+        """Whether they will, once that many more steps are running."""
         if self._discards:
             return False
         # A running episode that may not be cut must be able to reach its end.
-        running = 0 if self.complete_episodes else self.running_steps
+        running = 0 if self.complete_episodes else self.running_steps + steps
         return self._buffered + running >= self._capacity
 
     # Any thread.

@@ -55,6 +55,14 @@ class EpisodeBook:
         """Announced and running."""
         return len(self.running) + len(self._announced)
 
+    def next_step(self, number: int, step: int) -> AgentTrack | None:
+        """The only agent of a running episode, if it is to go on with that step; else None."""
+        episode = self.running.get(number)
+        track = None if episode is None else episode.tracks.get("")
+        if track is None or step != track.step + 1 or track.awaiting is not None:
+            return None
+        return track
+
     def announce(self, episodes: Mapping[int, EpisodeOptions]) -> None:
         """Options of episodes to come, by number; a repeat changes nothing.
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import gymnasium as gym
@@ -120,6 +123,14 @@ class ServerUnderTest:
     def collect(self, steps: int = 1, timeout_s: float = 5.0) -> list[Chunk]:
         """What ``sample()`` would take."""
         return self.buffer.collect(steps, timeout_s=timeout_s, idle_timeout_s=timeout_s)
+
+    def asking(self, steps: int) -> Future[list[Chunk]]:
+        """``collect`` in a thread; once this returns, the server knows what is wanted."""
+        asked: Future[list[Chunk]] = Future()
+        threading.Thread(target=lambda: asked.set_result(self.collect(steps)), daemon=True).start()
+        while not (self.buffer.wanted or asked.done()):
+            time.sleep(0.001)
+        return asked
 
     def ledger(self) -> dict[str, int]:
         """Where every step went, with what is held."""
