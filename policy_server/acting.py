@@ -106,7 +106,7 @@ class Acting:
         """Answer the next step of an episode that runs alone; record it while the answer travels.
 
         Returns:
-            False: it is another kind of row, or must wait. Nothing has happened.
+            False: it is another kind of row, must wait, or is to be refused.
         """
         (number,), (step,), (reward,) = row.episodes, row.steps, row.rewards
         track = book.next_step(number, step)

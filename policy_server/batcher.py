@@ -110,7 +110,7 @@ class Batcher:
             track: Whose next step it is.
 
         Returns:
-            Whether it was answered: record it then, and call ``recorded``. Else nothing has happened.
+            Whether it was answered: record it then, and call ``recorded``. Else ``submit`` it.
         """
         policy, observations = self._policies.current, row.observations
         if policy is None or observations is None or self._ready or self._gated:
@@ -122,10 +122,10 @@ class Batcher:
             batch = policy.infer(observations, _ONE_GREEDY if greedy else none_greedy(1), (track,))
         except Exception:  # it is tried again, and told, on the usual way
             return False
-        if not _is_finite(batch):  # likewise
+        row.batch, row.whole = batch, True
+        if not _is_finite(batch):  # told on the usual way, too
             return False
         row.asked, row.tracks = observations, [track]
-        row.batch, row.whole = batch, True
         self.batches += 1
         self.actions += 1
         ask.add(row)
@@ -273,7 +273,8 @@ class Batcher:
         if len(parts) == 1:
             (only,) = parts
             only.whole = True
-            batch = policy.infer(only.asked, only.greedy, only.tracks)
+            # Not once more: it was inferred first, and something is wrong with the answer.
+            batch = only.batch or policy.infer(only.asked, only.greedy, only.tracks)
             if only.substitute is not None:
                 batch = only.substitute(batch)
         else:

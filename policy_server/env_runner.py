@@ -263,7 +263,8 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
         target = num_timesteps or fragment - self._steps_since_weights
         deadline = time.monotonic() + self._server_config.sample_wait_s
         episodes: list[SingleAgentEpisode] = []
-        steps = ended = evaluated = 0
+        steps = ended = 0
+        anything = False
         while steps < target:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -275,14 +276,14 @@ class PolicyServerEnvRunner(EnvRunner, Checkpointable):
             handed = self._handover.take(chunks, 0 if policy is None else policy.version)
             episodes += handed.episodes
             steps += handed.steps
-            ended += len(handed.ends)
-            evaluated += len(handed.evaluation_ends)
+            ended += sum(end.reported for end in handed.ends)
+            anything |= bool(handed.steps or handed.ends or handed.evaluation_ends)
             self._episode_metrics.log(handed.ends, handed.evaluation_ends)
             if not chunks:
                 break
         self._steps_since_weights += steps
         self._steps_since_count += steps
-        self._anything_to_report |= bool(steps or ended or evaluated)
+        self._anything_to_report |= anything
         if steps:
             self._log_env_steps(metric=self._metrics_num_env_steps_sampled, num_steps=steps)
         elif self._server is not None and not self._server.sessions:

@@ -59,6 +59,8 @@ def admit_lasting(metrics: MetricsLogger) -> None:
 def forget_restored(metrics: MetricsLogger) -> None:
     """Let the next report bring what lasts, where a checkpoint has brought RLlib's own Stats.
 
+    All means, minima and maxima of the env runners are absent until then, those of callbacks too.
+
     Args:
         metrics: The driver's, between two iterations: nothing is lost, for they are empty then.
     """

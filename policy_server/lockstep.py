@@ -36,6 +36,7 @@ class Lockstep:
         self._traffic = traffic
         self._loop = asyncio.get_running_loop()
         self._call = _call_of(context)
+        self._told = False  # in this iteration of the loop
         self.possible = self._call is not None
 
     def answer(self, data: bytes, then: Callable[[bytes | None], object]) -> None:
@@ -53,7 +54,26 @@ class Lockstep:
                 self._traffic.received(request)
             then(request)
 
-        _Turn(self._loop, ended).begin(self._call, data)
+        _Turn(self, ended).begin(self._call, data)
+
+    def tell(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Have the end of an operation noted, at once; but only once in an iteration of the loop.
+
+        gRPC tells all ends that have come, one after the other. Where noting one takes as long as the
+        next one needs to come, there would be no end to it, and nothing else would run.
+        """
+        # A loop that was the first to speak gRPC may be told of the ends of others.
+        if asyncio.get_running_loop() is not self._loop:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        elif self._told:
+            self._loop.call_soon(callback, *arguments)
+        else:
+            self._told = True
+            callback(*arguments)
+            self._loop.call_soon(self._renew)  # last: the answer is on its way by now
+
+    def _renew(self) -> None:
+        self._told = False
 
 
 class _Turn:
@@ -63,12 +83,10 @@ class _Turn:
     than the operation itself.
     """
 
-    __slots__ = ("_batch", "_ended", "_loop", "_request")
+    __slots__ = ("_batch", "_ended", "_request", "call_soon_threadsafe")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, ended: Callable[[bytes | None], object]
-    ) -> None:
-        self._loop = loop
+    def __init__(self, lockstep: Lockstep, ended: Callable[[bytes | None], object]) -> None:
+        self.call_soon_threadsafe = lockstep.tell  # what gRPC asks of a loop, with the next one
         self._ended = ended
 
     def begin(self, call: Any, data: bytes) -> None:
@@ -88,17 +106,8 @@ class _Turn:
             pass
         self._ended(request)
 
-    # What gRPC asks of a loop.
-
     def create_future(self) -> _Turn:
         return self
-
-    def call_soon_threadsafe(self, callback: Callable[..., object], *arguments: object) -> None:
-        # All loops of a process are told by the one that was the first to speak gRPC.
-        if asyncio.get_running_loop() is self._loop:
-            callback(*arguments)
-        else:
-            self._loop.call_soon_threadsafe(callback, *arguments)
 
     # What it asks of a future.
 

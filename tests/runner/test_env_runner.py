@@ -19,9 +19,11 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from client_sdk import PolicyClient
 from client_sdk.config import Timeouts
 from client_sdk.errors import PolicyClientError
+from client_sdk.wire import policyserver_pb2 as pb
 from policy_server import PolicyServerConfig, PolicyServerEnvRunner
 from policy_server.server import ServerStartError
 from tests.runner.support import ACTIONS, OBSERVATIONS, ppo_config, running, simulating
+from tests.server.talk import TERMINATED, Talker, rows
 
 
 def _weights(runner, seq_no, *, scale=1.0):
@@ -147,6 +149,19 @@ def test_evaluation_episodes_are_reported_apart_and_not_learnt_from():
         assert "episode_return_mean" not in metrics
         assert runner._buffer.ledger.snapshot()["discarded_evaluation"] > 0
         assert _ledger_is_even(runner)
+
+
+def test_an_episode_whose_return_is_unknown_is_not_counted():
+    config = ppo_config({"while_learning": "serve"})
+    with running(config) as runner, Talker(runner.address) as talker:
+        nothing = np.zeros((1, 2), np.float32)
+        talker.act(rows([1], [0], nothing), starts=[pb.EpisodeStart(episode=1, resumed=True)])
+        talker.act(rows([1], [1], nothing, rewards=[1.0], statuses=[TERMINATED]))
+        runner.sample(num_timesteps=1)
+        metrics = runner.get_metrics()
+        assert metrics["num_env_steps_sampled"].peek() == 1
+        assert metrics["num_episodes"].peek() == 0
+        assert "episode_return_mean" not in metrics
 
 
 def test_standard_metrics_are_finite_after_the_first_episode():

@@ -12,6 +12,8 @@ import pytest
 from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Fault, Reason
 from policy_server.batcher import Batcher
+from policy_server.lockstep import Lockstep
+from policy_server.tracks import AgentTrack
 from tests.server.talk import (
     TERMINATED,
     Talker,
@@ -242,6 +244,58 @@ def test_an_answer_that_is_not_finite_abandons_the_episode(poisoned, way):
     assert server.server.stats()["episodes_open"] == 0
     assert server.ledger()["discarded_abandoned"] == 4
     assert server.unaccounted() == 0
+
+
+class OnceNotFinitePolicy(EchoPolicy):
+    """Rates one answer with NaN, and no other."""
+
+    answers = 0
+
+    def infer(self, observations, greedy, contexts):
+        batch = super().infer(observations, greedy, contexts)
+        self.answers += 1
+        if self.answers == 5:
+            batch.outputs["action_logp"] = np.full(1, np.nan, np.float32)
+        return batch
+
+
+def test_an_answer_that_is_not_finite_is_not_drawn_again(way):
+    with serving(action_space=MANY_ACTIONS) as server, Talker(server.address) as talker:
+        policy = OnceNotFinitePolicy()
+        server.policies.publish(policy)
+        player = Player(talker)
+        assert [player.act() for _ in range(4)] == [0, 1, 2, 3]
+        with pytest.raises(Fault) as caught:
+            player.act()
+        assert caught.value.reason is Reason.NOT_FINITE
+        assert policy.answers == 5
+        way.expect(3)
+
+
+def test_the_answer_is_under_way_before_the_step_is_recorded(way, monkeypatch):
+    happened = []
+    answer, observe = Lockstep.answer, AgentTrack.observe
+
+    def seen_answer(self, *arguments):
+        happened.append("answer")
+        answer(self, *arguments)
+
+    def seen_observe(self, *arguments):
+        happened.append("record")
+        observe(self, *arguments)
+
+    monkeypatch.setattr(Lockstep, "answer", seen_answer)
+    monkeypatch.setattr(AgentTrack, "observe", seen_observe)
+    with serving() as server, Talker(server.address) as talker:
+        player = Player(talker)
+        for _ in range(6):
+            player.act()
+    way.expect(5)
+    # gRPC's first message goes alone, and the stream goes in lockstep from the second one on.
+    if way.short:
+        assert happened == ["record", "answer", *["answer", "record"] * 4]
+    else:
+        assert happened == ["answer"] * 5
 
 
 def test_rows_that_are_not_in_order_are_refused_and_change_nothing(way):

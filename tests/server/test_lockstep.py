@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
+import time
 import types
 
 import grpc
@@ -14,6 +16,7 @@ from client_sdk.wire import policyserver_pb2 as pb
 from client_sdk.wire.faults import Reason
 from policy_server import lockstep
 from policy_server.act_stream import ActStream
+from policy_server.batcher import Batcher
 from policy_server.lockstep import Lockstep
 from tests.server.talk import (
     ABANDONED,
@@ -103,6 +106,27 @@ def test_whoever_does_not_wait_is_answered_all_the_same(talker):
     assert [actions_of(answer.act.groups[0]) for answer in answers] == [
         [101 * step] for step in range(300)
     ]
+
+
+def test_whoever_does_not_wait_leaves_the_loop_time_for_others(talker, monkeypatch):
+    in_a_row = [0]  # recorded between two iterations of the loop
+    recorded = Batcher.recorded
+
+    def recorded_slowly(self, row):
+        if in_a_row[-1] == 0:
+            asyncio.get_running_loop().call_soon(in_a_row.append, 0)
+        in_a_row[-1] += 1
+        recorded(self, row)
+        time.sleep(0.001)  # in which the answer leaves, and the next request comes
+
+    monkeypatch.setattr(Batcher, "recorded", recorded_slowly)
+    stream = talker.stream()
+    for step in range(400):
+        stream.send(one(step))
+    for _ in range(400):
+        stream.receive()
+    assert sum(in_a_row) > 300
+    assert max(in_a_row) <= 4
 
 
 def test_an_episode_follows_the_other(server, talker, together):
