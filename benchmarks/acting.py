@@ -5,8 +5,8 @@
 A 64x64 policy, rows of CartPole's size, experience recorded and delivered to ``sample()``. The
 echo has the server's event loop, and is asked by gRPC's own clients, blocking or for asyncio; a
 second time without what ``PolicyClient`` and ``AsyncPolicyClient`` spare themselves of these. All
-take turns, so that a busy moment of the machine hits all; and all begin anew a few times, for a
-process may be faster than another one of the same program by a tenth. Medians over all rounds.
+take turns, so that a busy moment of the machine hits all; and all begin anew a few times, for one
+process may be faster than another one of the same program. Medians over all rounds.
 The simulator is left out: observations are numbers made beforehand.
 """
 

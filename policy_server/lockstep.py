@@ -2,9 +2,9 @@
 
 gRPC for asyncio reads a stream and writes it in operations of their own, and tells the end of each to
 a future, whose task wakes in a later iteration of the loop. Where a client says nothing more before it
-has its answer, both can be one operation, whose end calls back at once: half of what gRPC costs here.
-gRPC's core takes them together, but its public classes offer no way to say so; so this goes one level
-deeper, as ``client_sdk.dialogue`` does. Loop thread only.
+has its answer, both can be one operation, whose end calls back at once; that costs much less. gRPC's
+core takes them together, but its public classes offer no way to say so; so this goes one level deeper,
+as ``client_sdk.dialogue`` does. Loop thread only.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _Turn:
     __slots__ = ("_batch", "_ended", "_request", "call_soon_threadsafe")
 
     def __init__(self, lockstep: Lockstep, ended: Callable[[bytes | None], object]) -> None:
-        self.call_soon_threadsafe = lockstep.tell  # what gRPC asks of a loop, with the next one
+        self.call_soon_threadsafe = lockstep.tell  # what gRPC asks of a loop, with create_future
         self._ended = ended
 
     def begin(self, call: Any, data: bytes) -> None:

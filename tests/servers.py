@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
@@ -126,8 +125,10 @@ class ServerUnderTest:
 
     def asking(self, steps: int) -> Future[list[Chunk]]:
         """``collect`` in a thread; once this returns, the server knows what is wanted."""
-        asked: Future[list[Chunk]] = Future()
-        threading.Thread(target=lambda: asked.set_result(self.collect(steps)), daemon=True).start()
+        thread = ThreadPoolExecutor(1)
+        asked = thread.submit(self.collect, steps)
+        thread.shutdown(wait=False)
+        # It is done after the time-out of ``collect`` at the latest, also where that fails.
         while not (self.buffer.wanted or asked.done()):
             time.sleep(0.001)
         return asked
