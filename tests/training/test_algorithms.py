@@ -19,6 +19,8 @@ from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSA
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from policy_server.commands.training import _HISTORY, _Run
+from policy_server.commands.training_config import TrainOptions
 from tests.runner.support import simulating
 from tests.server.talk import program
 from tests.training.support import address_of, building, over_cartpole
@@ -113,6 +115,21 @@ def test_results_stay_finite_where_no_episode_ends(ray_session, small, num_env_r
         assert _not_finite(runners) == []
         assert runners["episode_return_mean"] == latest["episode_return_mean"]
         assert runners["episode_len_max"] == latest["episode_len_max"]
+
+
+def test_results_last_again_after_a_resume(ray_session, tmp_path):
+    options = TrainOptions(env="CartPole-v1")
+    with building(_small_ppo()) as algo:
+        with _simulating(algo):
+            assert "episode_return_mean" in algo.train()["env_runners"]
+        run = _Run(options, algo.config)
+        algo.save_to_path(tmp_path)
+    (tmp_path / _HISTORY).write_text("[]", encoding="utf-8")
+    with building(_small_ppo(awaits_checkpoint=True)) as resumed:
+        run._restore(resumed, tmp_path)
+        # RLlib's own, which would make NaN of iterations without an episode, are gone.
+        assert "episode_return_mean" not in resumed.metrics.stats["env_runners"]
+        assert "num_env_steps_sampled_lifetime" in resumed.metrics.stats["env_runners"]
 
 
 def test_a_batch_exceeds_its_size_by_less_than_one_fragment(ray_session):
